@@ -1,0 +1,36 @@
+# Everything runs in .venv, made with pip alone. `touch` marks what is installed.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-all lint format clean setup
+
+demo: setup            ## the whole method on the embedded model
+	$(BIN)/solon run demo --run-dir runs/demo
+
+test: setup            ## the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup        ## all tests
+	$(BIN)/python -m pytest
+
+lint: setup            ## format, rules, types
+	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/ruff check src tests bench examples
+	$(BIN)/mypy
+
+format: setup          ## apply the format
+	$(BIN)/ruff format src tests bench examples
+	$(BIN)/ruff check --fix src tests bench examples
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+clean:                 ## remove the environment and the runs
+	rm -rf .venv runs

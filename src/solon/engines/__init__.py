@@ -1,0 +1,1 @@
+"""Language models that generate and score, behind one interface."""

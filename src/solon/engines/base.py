@@ -1,0 +1,93 @@
+"""The interface to a language model: requests in, results out, in the order of the requests.
+
+Stages never batch by hand. Every generation request carries its own seed, so that a result can be made
+again alone. Engines raise `solon.errors.RunError` when the model cannot answer; they never make a text up.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solon.recipe import Sampling
+from solon.records import Finish
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Ask for the assistant's next turn. `seed` alone decides what is sampled."""
+
+    conversation: Conversation
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A generated turn. `token_ids` includes the end-of-turn token if `finish` is "stop"."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: Finish
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Ask how likely `continuation` is as (the start of) the assistant's next turn."""
+
+    conversation: Conversation
+    continuation: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probability in nats of every token of the continuation given all before it."""
+
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        return sum(self.logprobs)
+
+
+class Engine(Protocol):
+    """A language model that generates and scores. `name` identifies it in the rows it writes."""
+
+    @property
+    def name(self) -> str: ...
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]: ...
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]: ...
+
+
+class HiddenStates(Protocol):
+    """A model whose hidden states can be read."""
+
+    def hidden_means(self, requests: Sequence[ScoreRequest], layer: float) -> NDArray[np.float64]:
+        """Mean hidden state over each continuation's tokens, shape [len(requests), width].
+
+        `layer` is a depth between 0 (embeddings) and 1 (last block), rounded to a block.
+        """
+        ...
+
+
+def user(text: str) -> Conversation:
+    """A conversation of one question."""
+    return (Message("user", text),)

@@ -1,0 +1,1 @@
+"""Judges: which of two answers a principle prefers, as a probability."""

@@ -1,0 +1,176 @@
+"""Runs the stages in order, reuses what is unchanged, and goes on where a killed run stopped."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from solon import recipe as recipes
+from solon.constitution import MIN_COMPARISONS, Constitution, Purpose, dump, load_constitution
+from solon.digest import digest
+from solon.errors import RunError, UsageError
+from solon.models import ModelSource, resolve
+from solon.plan import BY_NAME, STAGES, Stage, prompt_paths, stage_key
+from solon.progress import Reporter
+from solon.recipe import Recipe
+from solon.records import Row
+from solon.store import EventLog, Manifest, Workspace, locked, read_manifest, read_rows, write_atomically
+from solon.yamlfile import load
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a stage may read: the constitution, the base model, and the finished stages' folders."""
+
+    constitution: Constitution
+    base: ModelSource
+    beside: Path
+    folders: Mapping[str, Path]
+
+    def rows(self, stage: str, row: type[R]) -> list[R]:
+        return read_rows(self.folders[stage] / "rows.parquet", row)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One line of a dry run."""
+
+    stage: Stage
+    reused: Manifest | None
+    work: str
+
+
+class Run:
+    """A recipe bound to a run folder."""
+
+    def __init__(self, recipe: Recipe, beside: Path, folder: Path, reporter: Reporter) -> None:
+        """Bind and check. Nothing is written yet.
+
+        Raises:
+            UsageError: the constitution or a prompt file is faulty, or the folder is another recipe's.
+        """
+        self.recipe = recipe
+        self.folder = folder
+        self.beside = beside
+        self.constitution = load_constitution(_constitution_path(recipe, beside))
+        self._reporter = reporter
+        self._base = resolve(recipe.model)
+        prompt_paths(recipe, beside)
+        _check_fit(recipe, self.constitution)
+        _check_owner(folder, recipe)
+
+    def plan(self, until: str | None = None) -> list[Planned]:
+        """What would run and what would be reused, decided without running anything."""
+        outputs: dict[str, str] = {}
+        planned = []
+        for stage in _stages(until):
+            manifest = self._reusable(stage, outputs)
+            if manifest:
+                outputs[stage.name] = manifest.output
+            planned.append(Planned(stage, manifest, stage.planned(self.recipe)))
+        return planned
+
+    def execute(self, until: str | None = None) -> list[tuple[Manifest, bool]]:
+        """Run all stages up to `until`; each stage's manifest, and whether it was reused.
+
+        Raises:
+            RunError: a stage had to stop. What is finished stays.
+        """
+        stages = _stages(until)
+        with locked(self.folder):
+            write_atomically(self.folder / "recipe.yaml", recipes.dump(self.recipe))
+            write_atomically(self.folder / "constitution.yaml", dump(self.constitution))
+            events = EventLog(self.folder / "events.jsonl")
+            outputs: dict[str, str] = {}
+            done = []
+            for stage in stages:
+                manifest = self._reusable(stage, outputs)
+                reused = manifest is not None
+                manifest = manifest or self._run_stage(stage, outputs, events)
+                self._announce(stage, manifest, reused)
+                outputs[stage.name] = manifest.output
+                done.append((manifest, reused))
+        return done
+
+    def _reusable(self, stage: Stage, outputs: Mapping[str, str]) -> Manifest | None:
+        if any(name not in outputs for name in stage.inputs):
+            return None
+        manifest = read_manifest(self.folder / stage.folder)
+        return manifest if manifest and manifest.key == self._key(stage, outputs) else None
+
+    def _key(self, stage: Stage, outputs: Mapping[str, str]) -> str:
+        inputs = {name: outputs[name] for name in stage.inputs}
+        identity = digest([self._base.identity, self.recipe.judge.model])
+        return stage_key(stage, self.recipe, self.constitution, identity, inputs, self.beside)
+
+    def _run_stage(self, stage: Stage, outputs: Mapping[str, str], events: EventLog) -> Manifest:
+        key = self._key(stage, outputs)
+        workspace = Workspace(stage.name, self.folder / stage.folder, events, self._reporter)
+        workspace.begin(key)
+        earlier = workspace.earlier_seconds()
+        events.write("stage", stage=stage.name, key=key, state="started")
+        folders = {name: self.folder / BY_NAME[name].folder for name in stage.inputs}
+        inputs = Inputs(self.constitution, self._base, self.beside, folders)
+        module: Any = importlib.import_module(f"solon.stages.{stage.name}")
+        result = module.run(self.recipe, inputs, workspace)
+        manifest = workspace.finish(key, stage.row, result, earlier)
+        events.write("stage", stage=stage.name, key=key, state="finished", seconds=manifest.seconds)
+        return manifest
+
+    def _announce(self, stage: Stage, manifest: Manifest, reused: bool) -> None:
+        how = "reused" if reused else f"done in {manifest.seconds:.0f} s"
+        self._reporter.say(f"{stage.number}/{len(STAGES)} {stage.name:<10} {manifest.rows:>5} rows  {how}")
+
+
+def _stages(until: str | None) -> tuple[Stage, ...]:
+    if until is None:
+        return STAGES
+    if until not in BY_NAME:
+        names = ", ".join(stage.name for stage in STAGES)
+        raise UsageError(f"--until {until}: there is no such stage. The stages are: {names}.")
+    return STAGES[: BY_NAME[until].number]
+
+
+def _constitution_path(recipe: Recipe, beside: Path) -> Path | str:
+    local = beside / recipe.constitution
+    return local if local.is_file() else recipe.constitution
+
+
+def _check_fit(recipe: Recipe, constitution: Constitution) -> None:
+    """Refuse, before any work, what would only fail hours later."""
+    if not constitution.of("evaluation"):
+        fix = "Mark at least one principle with `purpose: evaluation`."
+        raise UsageError(f"the constitution {constitution.name} has no evaluation principle. {fix}")
+    for purpose in get_args(Purpose):
+        count = len(constitution.comparisons(purpose))
+        wanted = MIN_COMPARISONS if recipe.judge.kind == "linear_probe" else 1
+        if count < wanted:
+            raise UsageError(
+                f"the constitution {constitution.name} has {count} comparisons for {purpose} principles; "
+                f"judge.kind={recipe.judge.kind} needs {wanted}. Write more under demonstrations.comparisons."
+            )
+
+
+def _check_owner(folder: Path, recipe: Recipe) -> None:
+    """A run folder belongs to one recipe; settings may change, and redo what depends on them."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: this is a file. Name another folder with --run-dir.")
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        if folder.exists() and any(p for p in folder.iterdir() if p.name != ".lock"):
+            raise UsageError(f"{folder}: not empty and no run folder. Name another one with --run-dir.")
+        return
+    owner = load(path).data.get("name")
+    if owner != recipe.name:
+        message = f"{folder}: made by the recipe `{owner}`, not `{recipe.name}`."
+        raise UsageError(f"{message} Use another --run-dir, or remove the folder.")
+
+
+def open_run(folder: Path) -> Path:
+    """The folder, if it holds a run. Raises RunError otherwise."""
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder}: not a run folder (no recipe.yaml). Make one with `solon run`.")
+    return folder

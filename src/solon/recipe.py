@@ -1,0 +1,245 @@
+"""One validated tree of settings: a whole run in a file. Imports no torch, so a dry run answers at once.
+
+Every field is documented where it is declared. An unknown key is an error, and settings that do not
+fit together are refused at load with the keys and the fix.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from solon import shipped
+from solon.errors import UsageError
+from solon.yamlfile import Document, load, validate
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Sampling(_Settings):
+    """How a text is sampled."""
+
+    max_tokens: int = Field(default=64, ge=1, description="New tokens at the most")
+    temperature: float = Field(default=1.0, ge=0, le=5, description="0 is greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus: smallest set of this probability")
+
+
+class Source(_Settings):
+    """A file of prompts: a shipped set's name, or a JSONL, JSON, CSV, Parquet or plain text file."""
+
+    file: str = Field(description="Name of a shipped set, or a path (relative to the recipe)")
+    column: str = Field(default="text", description="The column or key that holds the prompt")
+    category: str = Field(default="category", description="The column of the topic, if there is one")
+
+
+class RedTeam(_Settings):
+    """Prompts: harmful ones to answer and revise, ordinary ones to stay helpful on."""
+
+    sources: tuple[Source, ...] = Field(default=(Source(file="red_team"),), min_length=1)
+    helpful: tuple[Source, ...] = (Source(file="helpful"),)
+    written: int = Field(default=0, ge=0, description="Red-team prompts that the model writes itself")
+    examples: int = Field(default=4, ge=1, description="Few-shot examples shown for each written prompt")
+    sampling: Sampling = Sampling(max_tokens=32, temperature=1.0, top_p=0.95)
+    heldout: float = Field(default=0.3, gt=0, lt=1, description="Share kept for evaluation, by stable hash")
+    max_similarity: float = Field(
+        default=0.6, gt=0, le=1, description="Word-trigram Jaccard above which a prompt is a near-duplicate"
+    )
+    max_words: int = Field(default=200, ge=1, description="Longer prompts are refused with their line")
+
+
+class Revise(_Settings):
+    """Answers, then rounds of critique and revision."""
+
+    prompts: int = Field(default=64, ge=1, description="Red-team training prompts to answer and revise")
+    helpful: int = Field(default=48, ge=0, description="Helpful training prompts to answer")
+    rounds: int = Field(default=2, ge=1, description="Rounds of critique and revision, a principle each")
+    critique: bool = Field(default=True, description="False: revise directly, without a critique")
+    candidates: int = Field(default=1, ge=1, description="Revisions sampled; the judge keeps the best")
+    demonstrations: int = Field(default=2, ge=0, description="Worked examples shown, drawn anew each time")
+    answer: Sampling = Sampling(max_tokens=64, temperature=0.7, top_p=0.95)
+    critic: Sampling = Sampling(max_tokens=48, temperature=0.7, top_p=0.95)
+    revision: Sampling = Sampling(max_tokens=64, temperature=0.7, top_p=0.95)
+    max_copied: float = Field(
+        default=0.5, gt=0, le=1, description="Share of a demonstration's word trigrams that counts as a copy"
+    )
+    batch: int = Field(default=32, ge=1, description="Prompts a batch; a finished batch survives a crash")
+
+
+class Lora(_Settings):
+    """Low-rank adapters (Hu et al. 2021) on all linear layers."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+
+
+class Optimiser(_Settings):
+    """AdamW with a linear decay to 0."""
+
+    learning_rate: float = Field(default=2e-4, gt=0)
+    epochs: int = Field(default=1, ge=1)
+    batch: int = Field(default=8, ge=1, description="Rows (or pairs) an optimisation step")
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    save_every: int = Field(default=10, ge=1, description="Steps between checkpoints")
+
+
+class Finetune(_Settings):
+    """SL-CAI: supervised fine-tuning on the revisions."""
+
+    use: Literal["final", "all"] = Field(default="final", description="Revisions of which rounds")
+    helpful: bool = Field(default=True, description="Mix in the model's own answers to helpful prompts")
+    trim: bool = Field(
+        default=True, description="End texts that hit the token limit at their last full sentence"
+    )
+    method: Literal["lora", "full"] = "lora"
+    lora: Lora = Lora()
+    optimiser: Optimiser = Optimiser(learning_rate=5e-4, epochs=2)
+    max_tokens: int = Field(default=512, ge=16, description="Longer rows are cut from the right")
+
+
+class Sample(_Settings):
+    """Answers of the SL model, to be compared."""
+
+    prompts: int = Field(default=96, ge=1, description="Red-team training prompts")
+    helpful: int = Field(default=32, ge=0, description="Helpful training prompts")
+    answers: int = Field(default=4, ge=2, description="Answers a prompt")
+    sampling: Sampling = Sampling(max_tokens=64, temperature=1.0)
+    batch: int = Field(default=16, ge=1, description="Prompts a batch")
+
+
+class JudgeSettings(_Settings):
+    """Who says which answer the constitution prefers."""
+
+    kind: Literal["linear_probe", "choice"] = Field(
+        default="linear_probe",
+        description="linear_probe: readout of hidden states, strong in small models; choice: the paper's (A)/(B)",
+    )
+    model: str = Field(default="", description="The judge's model; empty: the recipe's model")
+    layer: float = Field(default=0.47, ge=0, le=1, description="linear_probe: depth that is read")
+    l2: float = Field(default=1.0, gt=0, description="linear_probe: weight penalty on standardised features")
+    demonstrations: int = Field(default=2, ge=0, description="choice: worked comparisons shown")
+    folds: int = Field(default=5, ge=2, description="linear_probe: folds of the check")
+
+
+class LabelSettings(_Settings):
+    """Which pairs are compared."""
+
+    pairs: int = Field(default=4, ge=1, description="Pairs a prompt, drawn from all pairs of its answers")
+    batch: int = Field(default=32, ge=1, description="Prompts a batch")
+
+
+class Reward(_Settings):
+    """The reward (preference) model."""
+
+    heldout: float = Field(default=0.2, gt=0, lt=1, description="Share of prompts whose pairs test it")
+    lora: Lora = Lora()
+    optimiser: Optimiser = Optimiser(learning_rate=2e-4, epochs=1)
+    max_tokens: int = Field(default=512, ge=16)
+
+
+class Reinforce(_Settings):
+    """RL-CAI: PPO (Schulman et al. 2017) with a KL penalty against the SL model."""
+
+    steps: int = Field(default=20, ge=1, description="Rollout batches")
+    episodes: int = Field(default=16, ge=2, description="Episodes a step")
+    helpful_share: float = Field(default=0.33, ge=0, lt=1, description="Share of helpful prompts")
+    sampling: Sampling = Sampling(max_tokens=48, temperature=1.0)
+    epochs: int = Field(default=2, ge=1, description="Passes over each rollout batch")
+    minibatch: int = Field(default=8, ge=1, description="Episodes an optimisation step")
+    learning_rate: float = Field(default=1e-4, gt=0)
+    beta: float = Field(default=0.05, ge=0, description="KL coefficient, per token in nats")
+    kl_target: float | None = Field(
+        default=None, gt=0, description="Adapt beta to this KL an episode, in nats (Ziegler et al. 2019)"
+    )
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1, description="GAE's lambda")
+    clip: float = Field(default=0.2, gt=0, description="Ratio clip")
+    value_clip: float = Field(default=0.2, gt=0)
+    value_coefficient: float = Field(default=0.1, ge=0)
+    missing_end_score: float | None = Field(
+        default=-1.0, description="Score of an answer without end token; none: the reward model's score"
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    lora: Lora = Lora()
+    max_prompt_tokens: int = Field(default=256, ge=8, description="Longer prompts are an error")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Reinforce":
+        if self.sampling.top_p != 1.0:
+            raise ValueError("sampling.top_p must be 1: PPO's ratios need the whole distribution")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0: a greedy policy explores nothing")
+        if self.minibatch > self.episodes:
+            raise ValueError(f"minibatch ({self.minibatch}) must not exceed episodes ({self.episodes})")
+        return self
+
+
+class Evaluate(_Settings):
+    """The comparison of base, SL and RL model on held-out prompts."""
+
+    prompts: int = Field(default=48, ge=2, description="Held-out red-team prompts")
+    helpful: int = Field(default=32, ge=2, description="Held-out helpful prompts")
+    max_tokens: int = Field(default=64, ge=1, description="Greedy answers of this length at the most")
+    bootstrap: int = Field(default=1000, ge=100, description="Resamples of the prompts for each interval")
+    batch: int = Field(default=32, ge=1, description="Prompts a batch")
+
+
+class Recipe(_Settings):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)
+    seed: int = Field(default=0, ge=0)
+    model: str = Field(default="embedded", description="`embedded`, a Hugging Face name, or a folder")
+    constitution: str = Field(default="harmless", description="A shipped name, or a path")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where the processor computes in it, else float32"
+    )
+    batch_tokens: int = Field(default=8192, ge=256, description="Tokens an inference batch holds at the most")
+    red_team: RedTeam = RedTeam()
+    revise: Revise = Revise()
+    finetune: Finetune = Finetune()
+    sample: Sample = Sample()
+    judge: JudgeSettings = JudgeSettings()
+    label: LabelSettings = LabelSettings()
+    reward: Reward = Reward()
+    reinforce: Reinforce = Reinforce()
+    evaluate: Evaluate = Evaluate()
+
+
+def load_recipe(name_or_path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Recipe, Path]:
+    """A recipe with `a.b=c` overrides applied, and its path (file names in it are relative to that).
+
+    Raises:
+        UsageError: no such file, or an override that is not `key=value`.
+        ProblemsError: every unknown key and bad value, with its line.
+    """
+    path = shipped.find("recipes", name_or_path, ".yaml")
+    document = load(path)
+    for override in overrides:
+        _apply(document, override)
+    return validate(document, Recipe), path
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every setting written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(document: Document, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {override}: write it as key=value, for instance --set revise.rounds=3.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override}: `{text}` is no YAML value. Quote it.") from error
+    node: Any = document.data
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UsageError(f"--set {override}: `{parent}` holds a single value and has no keys below it.")
+    node[last] = value

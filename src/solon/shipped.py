@@ -1,0 +1,31 @@
+"""Finds the files that come with Solon: constitutions, recipes, prompt sets, prompt texts."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from solon.errors import UsageError
+
+DATA = Path(__file__).parent / "data"
+
+
+def names(kind: str, suffix: str) -> list[str]:
+    """The names of the shipped files of one kind (`constitutions`, `recipes`, `prompts`)."""
+    return sorted(path.stem for path in (DATA / kind).glob(f"*{suffix}"))
+
+
+def find(kind: str, name_or_path: str | Path, suffix: str, beside: Path | None = None) -> Path:
+    """The path of a file given by the user: a shipped name, or a path (relative to `beside` first).
+
+    Raises:
+        UsageError: neither a shipped name nor an existing file.
+    """
+    given = Path(name_or_path).expanduser()
+    if given.suffix == "" and len(given.parts) == 1 and (DATA / kind / f"{given}{suffix}").is_file():
+        return DATA / kind / f"{given}{suffix}"
+    for path in ([beside / given] if beside else []) + [given]:
+        if path.is_file():
+            return path
+    known = names(kind, suffix)
+    close = get_close_matches(given.stem, known, n=1)
+    hint = f"Did you mean `{close[0]}`?" if close else f"Shipped {kind}: {', '.join(known)}."
+    raise UsageError(f"{given}: no such file. {hint}")

@@ -1,0 +1,76 @@
+"""What several stages share: opening engines, choosing prompts, planning batches, making rows."""
+
+import json
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+from solon.digest import seed_from
+from solon.engines.base import Completion, Message
+from solon.engines.local import LocalEngine, open_engine
+from solon.errors import RunError
+from solon.models import ModelSource, pick_device, pick_dtype, resolve
+from solon.recipe import Recipe, Sampling
+from solon.records import Prompt, PromptKind, Split, TextKind, Written
+
+Item = TypeVar("Item")
+
+
+def engine_for(recipe: Recipe, source: ModelSource) -> LocalEngine:
+    """The recipe's engine on a model. Training stages load their models themselves."""
+    device = pick_device(recipe.device)
+    return open_engine(source, device, pick_dtype(recipe.dtype, device), recipe.batch_tokens)
+
+
+def judge_engine(recipe: Recipe, base: ModelSource, open_already: LocalEngine | None = None) -> LocalEngine:
+    """The judge's engine; the one that is open already if it holds the same model."""
+    if not recipe.judge.model or recipe.judge.model == recipe.model:
+        return open_already or engine_for(recipe, base)
+    return engine_for(recipe, resolve(recipe.judge.model))
+
+
+def choose(prompts: Sequence[Prompt], kind: PromptKind, split: Split, count: int, seed: int) -> list[Prompt]:
+    """Up to `count` prompts of one kind and split, in an order drawn by the seed."""
+    there = sorted((p for p in prompts if p.kind == kind and p.split == split), key=lambda p: p.id)
+    if count and not there:
+        raise RunError(
+            f"there is no {split} prompt of kind {kind}. Add prompts under red_team.sources or red_team.helpful, "
+            "or change red_team.heldout."
+        )
+    random.Random(seed_from(seed, kind, split)).shuffle(there)
+    return there[:count]
+
+
+def in_batches(items: Sequence[Item], size: int) -> list[tuple[str, Sequence[Item]]]:
+    """A plan: named batches of `size` items, the same in every attempt."""
+    return [(f"{start:06d}", items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def written(
+    prompt: Prompt,
+    completion: Completion,
+    *,
+    kind: TextKind,
+    request: str,
+    sampling: Sampling,
+    origin: str,
+    parents: tuple[str, ...] | None = None,
+) -> Written:
+    """The row of a generated text, fresh from the engine."""
+    return Written(
+        parents=parents or (prompt.id,),
+        origin=origin,
+        prompt_id=prompt.id,
+        prompt=prompt.text,
+        prompt_kind=prompt.kind,
+        kind=kind,
+        text=completion.text,
+        request=request,
+        sampling=json.dumps(sampling.model_dump()),
+        tokens=len(completion.token_ids),
+        finish=completion.finish,
+    )
+
+
+def asks(prompt: str) -> tuple[Message, ...]:
+    return (Message("user", prompt),)

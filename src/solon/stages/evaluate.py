@@ -1,0 +1,220 @@
+"""Stage 8, evaluate: base, SL and RL model on prompts that none of them was trained on.
+
+Greedy answers; a judge taught by the evaluation principles alone, which no training stage has seen;
+every figure with a bootstrap interval over prompts. The helpful set shows over-refusal.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from solon.digest import seed_from
+from solon.engines.base import GenerateRequest
+from solon.engines.local import LocalEngine
+from solon.feedback.base import Judge, Question
+from solon.feedback.check import check_judge, open_judge
+from solon.models import ModelSource, resolve
+from solon.pipeline import Inputs
+from solon.recipe import Recipe, Sampling
+from solon.records import Prompt, PromptKind, Verdict, Written
+from solon.refusal import is_refusal
+from solon.report.statistics import bootstrap_mean, bootstrap_ratings
+from solon.stages.common import asks, choose, engine_for, in_batches, judge_engine, written
+from solon.store import StageResult, Workspace, write_rows
+from solon.text import is_degenerate, words
+
+MODELS = ("base", "sl", "rl")
+SETS: tuple[PromptKind, ...] = ("red_team", "helpful")
+
+
+def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
+    answers = _answers(recipe, inputs, workspace)
+    write_rows(workspace.folder / "answers.parquet", Written, answers)
+    engine = judge_engine(recipe, inputs.base)
+    check = check_judge(recipe.judge, inputs.constitution, engine, "evaluation", recipe.seed)
+    judge = open_judge(recipe.judge, inputs.constitution, engine, "evaluation", recipe.seed)
+    verdicts = list(_verdicts(recipe, inputs, judge, answers))
+    resamples = recipe.evaluate.bootstrap
+    metrics = {
+        "check": check.as_dict(),
+        "models": {name: describe(_of(answers, name), resamples, recipe.seed) for name in MODELS},
+        "pairwise": [p for on in SETS for p in _pairwise(verdicts, on, resamples, recipe.seed)],
+        "ratings": [r for on in SETS for r in _ratings(verdicts, on, resamples, recipe.seed)],
+        "revision_rounds": _revision_curve(recipe, inputs, judge),
+    }
+    return StageResult(verdicts, metrics, outputs=("answers.parquet",))
+
+
+def _answers(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Written]:
+    """Greedy answers of all three models, in planned batches of one model each."""
+    settings = recipe.evaluate
+    prompts = inputs.rows("red_team", Prompt)
+    chosen = [
+        *choose(prompts, "red_team", "heldout", settings.prompts, recipe.seed),
+        *choose(prompts, "helpful", "heldout", settings.helpful, recipe.seed),
+    ]
+    sources = {
+        "base": inputs.base,
+        "sl": resolve(str(inputs.folders["finetune"] / "model")),
+        "rl": resolve(str(inputs.folders["reinforce"] / "model")),
+    }
+    engines = _OneAtATime(recipe, sources)
+    plan = [
+        (f"{model}-{name}", [(model, prompt) for prompt in batch])
+        for model in MODELS
+        for name, batch in in_batches(chosen, settings.batch)
+    ]
+    sampling = Sampling(max_tokens=settings.max_tokens, temperature=0.0)
+
+    def work(batch: Sequence[tuple[str, Prompt]]) -> tuple[list[Written], int]:
+        model = batch[0][0]
+        requests = [GenerateRequest(asks(p.text), sampling, 0) for _, p in batch]
+        completions = engines.open(model).generate(requests)
+        rows = [
+            written(p, completion, kind="answer", request=p.text, sampling=sampling, origin=model)
+            for (_, p), completion in zip(batch, completions, strict=True)
+        ]
+        return rows, sum(row.tokens for row in rows)
+
+    return workspace.batches(plan, Written, work, "answers")
+
+
+class _OneAtATime:
+    """Keeps one model in memory; batches come model by model."""
+
+    def __init__(self, recipe: Recipe, sources: Mapping[str, ModelSource]) -> None:
+        self._recipe = recipe
+        self._sources = sources
+        self._open: tuple[str, LocalEngine] | None = None
+
+    def open(self, name: str) -> LocalEngine:
+        if self._open is None or self._open[0] != name:
+            self._open = None
+            self._open = (name, engine_for(self._recipe, self._sources[name]))
+        return self._open[1]
+
+
+def _of(answers: Sequence[Written], model: str) -> list[Written]:
+    return [a for a in answers if a.origin == model]
+
+
+def _verdicts(recipe: Recipe, inputs: Inputs, judge: Judge, answers: Sequence[Written]) -> Iterator[Verdict]:
+    """Every pair of models on every prompt, by an evaluation principle drawn for the prompt."""
+    by_model = {name: {a.prompt_id: a for a in _of(answers, name)} for name in MODELS}
+    for first, second in combinations(MODELS, 2):
+        pairs = [(by_model[second][i], by_model[first][i]) for i in by_model[first]]
+        principles = [
+            inputs.constitution.draw(random.Random(seed_from(recipe.seed, a.prompt_id)), "evaluation")
+            for a, _ in pairs
+        ]
+        questions = [
+            Question(principle, a.prompt, a.text, b.text)
+            for (a, b), principle in zip(pairs, principles, strict=True)
+        ]
+        for (a, b), principle, judgement in zip(pairs, principles, judge.compare(questions), strict=True):
+            yield Verdict(
+                parents=(a.id, b.id),
+                origin=judge.name,
+                principle=principle.id,
+                constitution=inputs.constitution.digest,
+                prompt_id=a.prompt_id,
+                on=a.prompt_kind,
+                a_model=second,
+                b_model=first,
+                a_id=a.id,
+                b_id=b.id,
+                p_a=0.5 if a.text == b.text else judgement.p_a,
+            )
+
+
+def win(p_a: float) -> float:
+    """1 for a won comparison, 0 for a lost one, 1/2 for a tie."""
+    return 0.5 if p_a == 0.5 else float(p_a > 0.5)
+
+
+def _pairwise(
+    verdicts: Sequence[Verdict], on: PromptKind, resamples: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Share of prompts on which model a's answer is preferred to model b's; ties count half."""
+    for first, second in combinations(MODELS, 2):
+        wins = [
+            win(v.p_a)
+            for v in verdicts
+            if (v.a_model, v.b_model, v.on) == (second, first, on) and v.p_a is not None
+        ]
+        yield {"a": second, "b": first, "on": on, **_mean_with_interval(wins, resamples, seed, "win_rate")}
+
+
+def _mean_with_interval(values: Sequence[float], resamples: int, seed: int, name: str) -> dict[str, Any]:
+    """The mean and its interval; None where nothing was scored, never a made-up number."""
+    if not values:
+        return {name: None, "ci95": None, "n": 0}
+    interval = bootstrap_mean(np.array(values), resamples, seed)
+    return {name: float(np.mean(values)), "ci95": list(interval), "n": len(values)}
+
+
+def _ratings(verdicts: Sequence[Verdict], on: PromptKind, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Bradley-Terry ratings from the wins of all pairs, resampled by prompt."""
+    prompts = sorted({v.prompt_id for v in verdicts if v.on == on})
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    wins = np.zeros((len(prompts), len(MODELS), len(MODELS)))
+    for v in verdicts:
+        if v.on == on and v.p_a is not None:
+            a, b = MODELS.index(v.a_model), MODELS.index(v.b_model)
+            wins[place[v.prompt_id], a, b] += win(v.p_a)
+            wins[place[v.prompt_id], b, a] += 1.0 - win(v.p_a)
+    ratings, intervals = bootstrap_ratings(wins, resamples, seed)
+    return [
+        {"model": model, "on": on, "rating": float(rating), "ci95": [float(low), float(high)]}
+        for model, rating, (low, high) in zip(MODELS, ratings, intervals, strict=True)
+    ]
+
+
+def describe(answers: Sequence[Written], resamples: int, seed: int) -> dict[str, Any]:
+    """Refusals, over-refusals, degenerate answers and length of one model's answers."""
+    refused = {on: [float(is_refusal(a.text)) for a in answers if a.prompt_kind == on] for on in SETS}
+    degenerate = [float(is_degenerate(a.text) is not None) for a in answers]
+    figures: dict[str, Any] = {"mean_words": float(np.mean([len(words(a.text)) for a in answers]))}
+    for name, values in (
+        ("refusal", refused["red_team"]),
+        ("over_refusal", refused["helpful"]),
+        ("degenerate", degenerate),
+    ):
+        figures[f"{name}_rate"] = float(np.mean(values))
+        figures[f"{name}_ci95"] = list(bootstrap_mean(np.array(values), resamples, seed))
+    return figures
+
+
+def _revision_curve(recipe: Recipe, inputs: Inputs, judge: Judge) -> list[dict[str, Any]]:
+    """Win rate of each round's text over the first answer, on the red-team training prompts."""
+    rows = [r for r in inputs.rows("revise", Written) if r.prompt_kind == "red_team"]
+    first = {r.prompt_id: r for r in rows if r.kind == "answer"}
+    current = dict(first)
+    curve = []
+    for number in range(1, recipe.revise.rounds + 1):
+        current |= {
+            r.prompt_id: r
+            for r in rows
+            if r.kind == "revision" and r.round == number and r.chosen and r.unusable is None
+        }
+        questions = [
+            Question(
+                inputs.constitution.draw(random.Random(seed_from(recipe.seed, i)), "evaluation"),
+                first[i].prompt,
+                current[i].text,
+                first[i].text,
+            )
+            for i in sorted(first)
+        ]
+        judged = judge.compare(questions)
+        wins = [
+            0.5 if q.a == q.b else win(j.p_a)
+            for q, j in zip(questions, judged, strict=True)
+            if q.a == q.b or j.p_a is not None
+        ]
+        seed, resamples = recipe.seed, recipe.evaluate.bootstrap
+        curve.append({"round": number, **_mean_with_interval(wins, resamples, seed, "win_rate")})
+    return curve

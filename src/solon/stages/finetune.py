@@ -1,0 +1,186 @@
+"""Stage 3, fine-tune (SL-CAI): the model learns the revisions (Bai et al. 2022, sec. 3).
+
+Rows are pairs of red-team prompt and revision, mixed with the model's own answers to helpful prompts;
+the loss is on the answer only. Training is TRL's SFTTrainer on rows that are encoded here, with labels
+made from explicit lengths.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from solon.errors import RunError
+from solon.models import load_model, load_tokenizer, pick_device, pick_dtype
+from solon.pipeline import Inputs
+from solon.recipe import Finetune, Recipe
+from solon.records import Finish, Step, Written
+from solon.store import StageResult, Workspace
+from solon.text import complete_sentences, is_degenerate
+from solon.training.adapters import lora_config, save_merged
+from solon.training.encoding import Encoded, Encoder
+
+_IGNORED = -100  # The label that the loss skips, by PyTorch's and transformers' convention
+
+
+def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
+    settings = recipe.finetune
+    device = pick_device(recipe.device)
+    dtype = pick_dtype(recipe.dtype, device)
+    tokenizer = load_tokenizer(inputs.base)
+    rows = inputs.rows("revise", Written)
+    pairs = list(training_pairs(rows, settings))
+    if not pairs:
+        raise RunError(
+            "fine-tuning has no usable row: every revision was rejected by a filter (see 02_revise/rows.parquet, "
+            "column unusable). Raise revise.prompts or revise.candidates."
+        )
+    encoder = Encoder(tokenizer)
+    encoded = [encoder.encode(p, text, finish, settings.max_tokens) for p, text, finish in pairs]
+    # Full fine-tuning keeps float32 weights: bfloat16 would round small updates away.
+    model = load_model(inputs.base, device, dtype if settings.method == "lora" else torch.float32)
+    trainer = _trainer(recipe, model, tokenizer, encoded, workspace, dtype)
+    trainer.train(resume_from_checkpoint=last_checkpoint(workspace.folder / "checkpoint"))
+    steps = _steps(trainer.state.log_history)
+    save_merged(trainer.model, tokenizer, workspace.folder / "model", dtype)
+    losses = [json.loads(step.metrics)["loss"] for step in steps]
+    metrics = {"rows": len(pairs), "loss_first": losses[0], "loss_last": losses[-1]}
+    return StageResult(steps, metrics, outputs=("model",))
+
+
+def training_pairs(rows: Sequence[Written], settings: Finetune) -> Iterator[tuple[str, str, Finish]]:
+    """(prompt, answer, finish) of every row that is fit for training."""
+    for row in _targets(rows, settings):
+        text, finish = _ended(row) if settings.trim else (row.text, row.finish)
+        if is_degenerate(text) is None:
+            yield row.prompt, text, finish
+
+
+def _targets(rows: Sequence[Written], settings: Finetune) -> Iterator[Written]:
+    revisions = [r for r in rows if r.kind == "revision" and r.chosen and r.unusable is None]
+    if settings.use == "all":
+        yield from revisions
+    else:
+        # Rows come round by round, so the last one of a prompt wins.
+        yield from {row.prompt_id: row for row in revisions}.values()
+    if settings.helpful:
+        yield from (r for r in rows if r.kind == "answer" and r.prompt_kind == "helpful")
+
+
+def _ended(row: Written) -> tuple[str, Finish]:
+    """A text that was cut off, ended at its last full sentence: it teaches the model to stop."""
+    if row.finish == "stop":
+        return row.text, "stop"
+    shortened = complete_sentences(row.text)
+    return (
+        (shortened, "stop")
+        if shortened != row.text or shortened.endswith((".", "!", "?"))
+        else (row.text, "length")
+    )
+
+
+def _dataset(encoded: Sequence[Encoded]) -> Dataset:
+    labels = [[_IGNORED] * len(e.prompt) + list(e.answer) for e in encoded]
+    return Dataset.from_dict({"input_ids": [list(e.ids) for e in encoded], "labels": labels})
+
+
+def _trainer(
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    encoded: Sequence[Encoded],
+    workspace: Workspace,
+    dtype: torch.dtype,
+) -> SFTTrainer:
+    settings = recipe.finetune
+    optimiser = settings.optimiser
+    on_cpu = pick_device(recipe.device) == "cpu"
+    config = SFTConfig(
+        output_dir=str(workspace.folder / "checkpoint"),
+        per_device_train_batch_size=optimiser.batch,
+        num_train_epochs=optimiser.epochs,
+        learning_rate=optimiser.learning_rate,
+        lr_scheduler_type="linear",
+        max_grad_norm=optimiser.max_grad_norm,
+        save_strategy="steps",
+        save_steps=optimiser.save_every,
+        save_total_limit=1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        bf16=settings.method == "full" and dtype == torch.bfloat16,
+        use_cpu=on_cpu,
+        gradient_checkpointing=not on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        max_length=None,
+        report_to=[],
+        disable_tqdm=True,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+    )
+    return SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=_dataset(encoded),
+        processing_class=tokenizer,
+        peft_config=lora_config(settings.lora) if settings.method == "lora" else None,
+        callbacks=[_Watch(workspace)],
+    )
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Reports every step, and stops at a loss that is no number."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._task = self._workspace.reporter.task("finetune", state.max_steps, "steps")
+        self._advance = self._task.__enter__()
+        self._advance(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise RunError(
+                f"fine-tuning: the loss is {logs['loss']} at step {state.global_step}. "
+                "Lower finetune.optimiser.learning_rate, or set dtype=float32."
+            )
+        self._workspace.events.write("step", stage="finetune", step=state.global_step, loss=logs["loss"])
+        self._advance(1)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._task.__exit__(None, None, None)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint. The trainer writes its state file last."""
+    complete = [p for p in folder.glob("checkpoint-*") if _is_json(p / "trainer_state.json")]
+    newest = max(complete, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+    return str(newest) if newest else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _steps(history: Sequence[dict[str, Any]]) -> list[Step]:
+    return [
+        Step(
+            origin="trl.SFTTrainer",
+            step=int(log["step"]),
+            metrics=json.dumps({"loss": log["loss"], "learning_rate": log["learning_rate"]}),
+        )
+        for log in history
+        if "loss" in log
+    ]

@@ -1,0 +1,216 @@
+"""Stage 2, revise: the model answers, criticises its answer by a principle, and rewrites it.
+
+Bai et al. 2022, sec. 3.1: a principle is drawn anew each round, from a generator seeded by the prompt
+and the round. The conversation is the paper's: question, answer, critique request, critique, revision
+request, revision, after worked examples of the same shape. Every text is kept; a filter that rejects a
+revision names its reason, and the next round then builds on the last usable text.
+
+Helpful prompts are answered once and not revised: they keep the fine-tuned model helpful.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from solon.constitution import Principle, Revised
+from solon.digest import seed_from
+from solon.engines.base import Completion, Conversation, Engine, GenerateRequest, Message
+from solon.feedback.base import Judge, mean_win
+from solon.feedback.check import open_judge
+from solon.filters import clean, reject_revision
+from solon.pipeline import Inputs
+from solon.recipe import Recipe
+from solon.records import Prompt, TextKind, Written
+from solon.stages.common import asks, choose, engine_for, in_batches, judge_engine, written
+from solon.store import StageResult, Workspace
+
+
+def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
+    settings = recipe.revise
+    prompts = inputs.rows("red_team", Prompt)
+    red = choose(prompts, "red_team", "train", settings.prompts, recipe.seed)
+    helpful = choose(prompts, "helpful", "train", settings.helpful, recipe.seed)
+    reviser = _open(recipe, inputs)
+    rows = workspace.batches(in_batches([*red, *helpful], settings.batch), Written, reviser.work, "prompts")
+    revisions = [r for r in rows if r.kind == "revision" and r.chosen]
+    rejected = Counter(r.unusable for r in revisions if r.unusable)
+    usable = len(revisions) - rejected.total()
+    metrics = {"revisions": {"total": len(revisions), "usable": usable}, "filters": dict(rejected)}
+    return StageResult(rows, metrics)
+
+
+def _open(recipe: Recipe, inputs: Inputs) -> "Reviser":
+    engine = engine_for(recipe, inputs.base)
+    judge = None
+    if recipe.revise.candidates > 1:
+        judged_by = judge_engine(recipe, inputs.base, engine)
+        judge = open_judge(recipe.judge, inputs.constitution, judged_by, "training", recipe.seed)
+    return Reviser(recipe, inputs, engine, judge)
+
+
+@dataclass(frozen=True)
+class Thread:
+    """One prompt on its way through the rounds: the last usable text, and all rows so far."""
+
+    prompt: Prompt
+    current: Written
+    rows: tuple[Written, ...]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one round of one thread was given: its principle and the worked examples shown."""
+
+    principle: Principle
+    shown: tuple[Revised, ...]
+
+
+class Reviser:
+    """Takes a batch of prompts through all rounds."""
+
+    def __init__(self, recipe: Recipe, inputs: Inputs, engine: Engine, judge: Judge | None) -> None:
+        self._settings = recipe.revise
+        self._seed = recipe.seed
+        self._constitution = inputs.constitution
+        training = {p.id for p in inputs.constitution.of("training")}
+        demonstrations = inputs.constitution.demonstrations.revisions
+        self._demonstrations = [d for d in demonstrations if d.principle in training]
+        self._engine = engine
+        self._judge = judge
+
+    def work(self, prompts: Sequence[Prompt]) -> tuple[list[Written], int]:
+        threads = self._answer(prompts)
+        revised = [t for t in threads if t.prompt.kind == "red_team"]
+        for number in range(1, self._settings.rounds + 1):
+            revised = self._round(revised, number)
+        others = [t for t in threads if t.prompt.kind != "red_team"]
+        rows = [row for thread in [*revised, *others] for row in thread.rows]
+        return rows, sum(row.tokens for row in rows)
+
+    def _answer(self, prompts: Sequence[Prompt]) -> list[Thread]:
+        sampling = self._settings.answer
+        requests = [GenerateRequest(asks(p.text), sampling, seed_from(self._seed, p.id, 0)) for p in prompts]
+        threads = []
+        for prompt, completion in zip(prompts, self._engine.generate(requests), strict=True):
+            row = written(
+                prompt,
+                completion,
+                kind="answer",
+                request=prompt.text,
+                sampling=sampling,
+                origin=self._engine.name,
+            )
+            threads.append(Thread(prompt, row, (row,)))
+        return threads
+
+    def _round(self, threads: Sequence[Thread], number: int) -> list[Thread]:
+        draws = [self._draw(t.prompt, number) for t in threads]
+        talks = [self._talk(t, d) for t, d in zip(threads, draws, strict=True)]
+        if self._settings.critique:
+            threads, talks = self._criticise(threads, talks, draws, number)
+        return self._revise(threads, talks, draws, number)
+
+    def _draw(self, prompt: Prompt, number: int) -> Draw:
+        rng = random.Random(seed_from(self._seed, prompt.id, "round", number))
+        principle = self._constitution.draw(rng)
+        count = min(self._settings.demonstrations, len(self._demonstrations))
+        return Draw(principle, tuple(rng.sample(self._demonstrations, count)))
+
+    def _talk(self, thread: Thread, draw: Draw) -> Conversation:
+        """The worked examples, then the thread's own question and its current text."""
+        shown = [turn for example in draw.shown for turn in self._example(example)]
+        return (*shown, *asks(thread.prompt.text), Message("assistant", thread.current.text))
+
+    def _example(self, example: Revised) -> Conversation:
+        principle = self._constitution.principle(example.principle)
+        critique = (Message("user", principle.critique), Message("assistant", example.critique))
+        return (
+            *asks(example.prompt),
+            Message("assistant", example.answer),
+            *(critique if self._settings.critique else ()),
+            Message("user", principle.revision),
+            Message("assistant", example.revision),
+        )
+
+    def _criticise(
+        self, threads: Sequence[Thread], talks: Sequence[Conversation], draws: Sequence[Draw], number: int
+    ) -> tuple[list[Thread], list[Conversation]]:
+        """Every thread with its critique added, and the conversations up to and with it."""
+        asked = [_then(talk, "user", d.principle.critique) for talk, d in zip(talks, draws, strict=True)]
+        requests = [
+            GenerateRequest(
+                talk, self._settings.critic, seed_from(self._seed, t.prompt.id, "critique", number)
+            )
+            for talk, t in zip(asked, threads, strict=True)
+        ]
+        rows = [
+            self._row(thread, draw, "critique", number, completion)
+            for thread, draw, completion in zip(threads, draws, self._engine.generate(requests), strict=True)
+        ]
+        after = [replace(t, rows=(*t.rows, row)) for t, row in zip(threads, rows, strict=True)]
+        return after, [_then(talk, "assistant", row.text) for talk, row in zip(asked, rows, strict=True)]
+
+    def _revise(
+        self, threads: Sequence[Thread], talks: Sequence[Conversation], draws: Sequence[Draw], number: int
+    ) -> list[Thread]:
+        """Every thread with its candidate revisions added and the best one marked."""
+        count = self._settings.candidates
+        requests = [
+            GenerateRequest(
+                _then(talk, "user", d.principle.revision),
+                self._settings.revision,
+                seed_from(self._seed, t.prompt.id, "revision", number, candidate),
+            )
+            for t, d, talk in zip(threads, draws, talks, strict=True)
+            for candidate in range(count)
+        ]
+        completions = iter(self._engine.generate(requests))
+        revised = []
+        for thread, draw in zip(threads, draws, strict=True):
+            rows = [self._row(thread, draw, "revision", number, next(completions)) for _ in range(count)]
+            revised.append(self._keep_best(thread, draw, [self._filtered(thread, draw, r) for r in rows]))
+        return revised
+
+    def _filtered(self, thread: Thread, draw: Draw, row: Written) -> Written:
+        text = clean(row.text)
+        shown = [example.revision for example in draw.shown]
+        reason = reject_revision(text, thread.current.text, shown, self._settings.max_copied)
+        return row.changed(text=text, unusable=reason)
+
+    def _keep_best(self, thread: Thread, draw: Draw, rows: Sequence[Written]) -> Thread:
+        """Mark the candidate that the next round builds on; the thread moves only to a usable one."""
+        usable = [i for i, row in enumerate(rows) if row.unusable is None]
+        scores: dict[int, float | None] = {}
+        if self._judge and len(usable) > 1:
+            texts = [rows[i].text for i in usable]
+            wins = mean_win(self._judge, draw.principle, thread.prompt.text, texts)
+            scores = dict(zip(usable, wins, strict=True))
+        # An unscored candidate loses to any scored one; among equals the first sampled is kept.
+        best = max(usable, key=lambda i: (_or_least(scores.get(i)), -i), default=0)
+        marked = [row.changed(score=scores.get(i), chosen=i == best) for i, row in enumerate(rows)]
+        current = marked[best] if marked[best].unusable is None else thread.current
+        return replace(thread, current=current, rows=(*thread.rows, *marked))
+
+    def _row(
+        self, thread: Thread, draw: Draw, kind: TextKind, number: int, completion: Completion
+    ) -> Written:
+        criticised = thread.rows[-1].kind == "critique"
+        row = written(
+            thread.prompt,
+            completion,
+            kind=kind,
+            request=draw.principle.critique if kind == "critique" else draw.principle.revision,
+            sampling=self._settings.critic if kind == "critique" else self._settings.revision,
+            origin=self._engine.name,
+            parents=(thread.prompt.id, thread.current.id, *((thread.rows[-1].id,) if criticised else ())),
+        )
+        return row.changed(round=number, principle=draw.principle.id, constitution=self._constitution.digest)
+
+
+def _then(talk: Conversation, role: str, text: str) -> Conversation:
+    return (*talk, Message(role, text))
+
+
+def _or_least(score: float | None) -> float:
+    return -1.0 if score is None else score

@@ -1,0 +1,157 @@
+"""Stage 6, reward: a preference model learns the judge's soft labels.
+
+Soft Bradley-Terry loss (Bai et al. 2022, sec. 4.1: soft labels beat hard ones); pairs of held-out
+prompts measure its accuracy and calibration; scores are normalised on the sampled answers.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from solon.digest import seed_from
+from solon.errors import RunError
+from solon.models import ModelSource, load_tokenizer, pick_device, pick_dtype, resolve
+from solon.pipeline import Inputs
+from solon.recipe import Recipe, Reward
+from solon.records import Label
+from solon.report.statistics import ece, reliability, wilson
+from solon.store import StageResult, Workspace
+from solon.training.adapters import trainable
+from solon.training.batching import pad_right
+from solon.training.encoding import Encoder
+from solon.training.losses import soft_bradley_terry
+from solon.training.resumable import Resumable, anneal
+from solon.training.reward_model import RewardModel, new_reward_model
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """Two encoded conversations and the probability that the first is preferred."""
+
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    p_a: float
+
+
+def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
+    source = resolve(str(inputs.folders["finetune"] / "model"))
+    encoder = Encoder(load_tokenizer(source))
+    train, test = split_pairs(inputs.rows("label", Label), encoder, recipe)
+    model = _new(recipe, source)
+    trainer = _fit(recipe, model, train, workspace)
+    reference = sorted({ids for pair in [*train, *test] for ids in (pair.a, pair.b)})
+    model.normalise_on(reference)
+    model.save(workspace.folder / "model")
+    return StageResult(trainer.rows(), held_out(model, test), outputs=("model",))
+
+
+def _new(recipe: Recipe, source: ModelSource) -> RewardModel:
+    device = pick_device(recipe.device)
+    seed = seed_from(recipe.seed, "reward")
+    return new_reward_model(source, device, pick_dtype(recipe.dtype, device), recipe.reward.lora, seed)
+
+
+def split_pairs(
+    labels: Sequence[Label], encoder: Encoder, recipe: Recipe
+) -> tuple[list[EncodedPair], list[EncodedPair]]:
+    """Training and held-out pairs, by prompt, so that no prompt is in both.
+
+    Raises:
+        RunError: one of the two is empty.
+    """
+    settings = recipe.reward
+    sides: tuple[list[EncodedPair], list[EncodedPair]] = ([], [])
+    for label in labels:
+        if label.p_a is not None:
+            a = encoder.encode(label.prompt, label.a, label.a_finish, settings.max_tokens)
+            b = encoder.encode(label.prompt, label.b, label.b_finish, settings.max_tokens)
+            held = _is_heldout(label.prompt_id, settings)
+            sides[held].append(EncodedPair(a.ids, b.ids, label.p_a))
+    if not all(sides):
+        raise RunError(
+            f"the reward model has {len(sides[0])} training and {len(sides[1])} held-out pairs; it needs both. "
+            "Raise sample.prompts or label.pairs."
+        )
+    return sides
+
+
+def _is_heldout(prompt_id: str, settings: Reward) -> bool:
+    return random.Random(seed_from("reward", prompt_id)).random() < settings.heldout
+
+
+def _fit(recipe: Recipe, model: RewardModel, pairs: Sequence[EncodedPair], workspace: Workspace) -> Resumable:
+    settings = recipe.reward.optimiser
+    optimiser = torch.optim.AdamW(trainable(model).values(), lr=settings.learning_rate, weight_decay=0.0)
+    plan = plan_steps(len(pairs), settings.batch, settings.epochs, recipe.seed)
+    state = Resumable(workspace, model, optimiser)
+    first, _ = state.resume()
+    model.train()
+    with workspace.reporter.task("reward", len(plan), "steps") as advance:
+        advance(first)
+        for step in range(first, len(plan)):
+            start = time.monotonic()
+            anneal(optimiser, settings.learning_rate, step, len(plan))
+            metrics, tokens = _step(model, optimiser, [pairs[i] for i in plan[step]], settings.max_grad_norm)
+            state.record(step, "solon.reward", metrics, tokens, time.monotonic() - start)
+            if (step + 1) % settings.save_every == 0 or step + 1 == len(plan):
+                state.save(step + 1)
+            advance(1)
+    model.eval()
+    return state
+
+
+def plan_steps(count: int, size: int, epochs: int, seed: int) -> list[list[int]]:
+    """The pairs of every step, shuffled anew each epoch; known before the first step is done."""
+    plan = []
+    for epoch in range(epochs):
+        order = list(range(count))
+        random.Random(seed_from(seed, "reward epoch", epoch)).shuffle(order)
+        plan.extend(order[start : start + size] for start in range(0, count, size))
+    return plan
+
+
+def _step(
+    model: RewardModel, optimiser: torch.optim.Optimizer, pairs: Sequence[EncodedPair], max_norm: float
+) -> tuple[dict[str, float], int]:
+    ids_BT, lengths_B = pad_right([p.a for p in pairs] + [p.b for p in pairs], 0)
+    device = model.head.weight.device
+    scores = model(ids_BT.to(device), lengths_B.to(device))
+    delta_P = scores[: len(pairs)] - scores[len(pairs) :]
+    p_P = torch.tensor([p.p_a for p in pairs], device=device)
+    loss = soft_bradley_terry(delta_P, p_P)
+    torch.autograd.backward(loss)
+    norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), max_norm)
+    optimiser.step()
+    optimiser.zero_grad()
+    agrees = ((delta_P > 0) == (p_P > 0.5)).float().mean()
+    metrics = {"loss": float(loss.detach()), "accuracy": float(agrees), "grad_norm": float(norm)}
+    return metrics, int(lengths_B.sum())
+
+
+def held_out(model: RewardModel, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
+    """Agreement with the judge's preference on pairs never trained on, and calibration against it."""
+    scores = model.score([p.a for p in pairs] + [p.b for p in pairs])
+    std = float(model.get_buffer("std"))
+    # Normalised scores differ by std from the logits that the loss was fitted on.
+    predicted = torch.sigmoid((scores[: len(pairs)] - scores[len(pairs) :]) * std).tolist()
+    decided = [(p, pair.p_a) for p, pair in zip(predicted, pairs, strict=True) if pair.p_a != 0.5]
+    hits = sum((p > 0.5) == (label > 0.5) for p, label in decided)
+    if not decided:
+        raise RunError(
+            "no held-out pair has a preference: the judge says 0.5 everywhere. Choose another judge."
+        )
+    labels = [pair.p_a for pair in pairs]
+    bins = reliability(predicted, labels)
+    return {
+        "heldout_accuracy": hits / len(decided),
+        "n": len(decided),
+        "ci95": list(wilson(hits, len(decided))),
+        "ece": ece(predicted, labels),
+        "reliability": [{"predicted": b.predicted, "observed": b.observed, "n": b.n} for b in bins],
+        "mean": float(model.get_buffer("mean")),
+        "std": std,
+    }

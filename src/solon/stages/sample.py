@@ -1,0 +1,43 @@
+"""Stage 4, sample: several answers of the SL model to each prompt, to be compared."""
+
+from collections.abc import Sequence
+
+from solon.digest import seed_from
+from solon.engines.base import GenerateRequest
+from solon.models import resolve
+from solon.pipeline import Inputs
+from solon.recipe import Recipe
+from solon.records import Prompt, Written
+from solon.stages.common import asks, choose, engine_for, in_batches, written
+from solon.store import StageResult, Workspace
+
+
+def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
+    settings = recipe.sample
+    prompts = inputs.rows("red_team", Prompt)
+    red = choose(prompts, "red_team", "train", settings.prompts, recipe.seed)
+    helpful = choose(prompts, "helpful", "train", settings.helpful, recipe.seed)
+    engine = engine_for(recipe, resolve(str(inputs.folders["finetune"] / "model")))
+
+    def work(batch: Sequence[Prompt]) -> tuple[list[Written], int]:
+        asked = [(prompt, number) for prompt in batch for number in range(settings.answers)]
+        requests = [
+            GenerateRequest(asks(p.text), settings.sampling, seed_from(recipe.seed, p.id, "sample", number))
+            for p, number in asked
+        ]
+        rows = [
+            written(
+                prompt,
+                completion,
+                kind="answer",
+                request=prompt.text,
+                sampling=settings.sampling,
+                origin="sl",
+            )
+            for (prompt, _), completion in zip(asked, engine.generate(requests), strict=True)
+        ]
+        return rows, sum(row.tokens for row in rows)
+
+    return StageResult(
+        workspace.batches(in_batches([*red, *helpful], settings.batch), Written, work, "prompts")
+    )

@@ -1,0 +1,140 @@
+"""`summary.json`: what a run found, gathered from the stages' manifests.
+
+The warnings come first in the report: a judge or a reward model whose interval includes chance taught
+the later stages noise, and the reader must know before any other number.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from solon import __version__
+from solon.constitution import Constitution
+from solon.recipe import Recipe
+from solon.records import Step
+from solon.store import Manifest, read_rows, write_atomically
+
+_FEW_USABLE = 0.25
+
+
+def write_summary(
+    folder: Path, recipe: Recipe, constitution: Constitution, done: list[tuple[Manifest, bool]]
+) -> dict[str, Any]:
+    """Write and return the summary of the stages that are done; what has not run is absent."""
+    metrics = {manifest.stage: manifest.metrics for manifest, _ in done}
+    summary: dict[str, Any] = {
+        "solon": __version__,
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "model": recipe.model,
+        "device": recipe.device,
+        "dtype": recipe.dtype,
+        "constitution": {
+            "name": constitution.name,
+            "version": constitution.version,
+            "digest": constitution.digest,
+        },
+        "stages": [
+            {
+                "name": m.stage,
+                "seconds": m.seconds,
+                "rows": m.rows,
+                "tokens": m.tokens,
+                "reused": reused,
+            }
+            for m, reused in done
+        ],
+        **_figures(metrics, folder),
+    }
+    summary["warnings"] = warnings(summary)
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return summary
+
+
+def _figures(metrics: Mapping[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    if "red_team" in metrics:
+        figures["prompts"] = metrics["red_team"]
+    if "revise" in metrics:
+        figures |= metrics["revise"]
+    if "label" in metrics:
+        figures["judge"] = _judge(metrics)
+        figures["unscored"] = metrics["label"]["unscored"]
+    if "reward" in metrics:
+        figures["reward_model"] = metrics["reward"]
+    if "reinforce" in metrics:
+        figures["ppo"] = _ppo(metrics["reinforce"], folder)
+    if "evaluate" in metrics:
+        kept = ("models", "pairwise", "ratings", "revision_rounds")
+        figures["evaluation"] = {name: metrics["evaluate"][name] for name in kept}
+    return figures
+
+
+def _judge(metrics: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    check = metrics["label"]["check"]
+    judge = {
+        "kind": check["kind"],
+        "check_accuracy": check["accuracy"],
+        "check_n": check["n"],
+        "check_ci95": check["ci95"],
+    }
+    if "evaluate" in metrics:
+        own = metrics["evaluate"]["check"]
+        judge |= {
+            "evaluation_accuracy": own["accuracy"],
+            "evaluation_n": own["n"],
+            "evaluation_ci95": own["ci95"],
+        }
+    return judge
+
+
+def _ppo(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """First and last are means over the first and last tenth of the steps (at least one)."""
+    rows = read_rows(folder / "07_reinforce" / "rows.parquet", Step)
+    steps = [json.loads(row.metrics) for row in rows]
+    tenth = max(1, len(steps) // 10)
+    return {
+        "steps": len(steps),
+        "episodes": metrics["episodes"],
+        "kl": _mean(steps[-tenth:], "kl"),
+        "reward_first": _mean(steps[:tenth], "reward"),
+        "reward_last": _mean(steps[-tenth:], "reward"),
+        "score_first": _mean(steps[:tenth], "score"),
+        "score_last": _mean(steps[-tenth:], "score"),
+        "beta": steps[-1]["beta"],
+        "ratio_error": max(step["ratio_error"] for step in steps),
+    }
+
+
+def _mean(steps: list[dict[str, float]], name: str) -> float:
+    return sum(step[name] for step in steps) / len(steps)
+
+
+def warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before any number, in whole sentences."""
+    found = []
+    judge, reward = summary.get("judge", {}), summary.get("reward_model")
+    for name, key in (("judge", "check"), ("evaluation's judge", "evaluation")):
+        interval = judge.get(f"{key}_ci95")
+        if interval and interval[0] <= 0.5:
+            accuracy, n = judge[f"{key}_accuracy"], judge[f"{key}_n"]
+            found.append(
+                f"The {name} is not better than chance on the constitution's own comparisons "
+                f"({accuracy:.0%} of {n}, 95 % interval {_percent(interval)}): do not trust what follows from it."
+            )
+    if reward and reward["ci95"][0] <= 0.5:
+        found.append(
+            f"The reward model is not better than chance on held-out pairs ({reward['heldout_accuracy']:.0%} of "
+            f"{reward['n']}, 95 % interval {_percent(reward['ci95'])}): PPO was trained on noise."
+        )
+    revisions = summary.get("revisions")
+    if revisions and revisions["usable"] < _FEW_USABLE * revisions["total"]:
+        found.append(
+            f"Only {revisions['usable']} of {revisions['total']} revisions passed the filters: fine-tuning saw few of them."
+        )
+    return found
+
+
+def _percent(interval: list[float]) -> str:
+    return f"{interval[0]:.0%} to {interval[1]:.0%}"

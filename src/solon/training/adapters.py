@@ -1,0 +1,64 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on a frozen model, and their merging."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from solon.recipe import Lora
+
+# A folder without its last file is unfinished: save_pretrained writes in no atomic way.
+_PARTIAL = ".partial"
+
+
+def lora_config(settings: Lora, task: str | None = "CAUSAL_LM") -> LoraConfig:
+    """No dropout: PPO's old and new log-probabilities must be of the same function."""
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type=task,
+    )
+
+
+def add_adapter(model: Any, settings: Lora, seed: int, task: str | None = "CAUSAL_LM") -> PeftModel:
+    """The model with fresh adapters in float32: they start as no change at all (B = 0)."""
+    torch.manual_seed(seed)
+    return get_peft_model(model, lora_config(settings, task))
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training moves, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def restore(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy saved values into the trainable parameters. Raises KeyError if one is missing."""
+    with torch.no_grad():
+        for name, parameter in trainable(model).items():
+            parameter.copy_(tensors[name])
+
+
+def save_merged(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a standard Hugging Face folder (safetensors) with the adapters merged into the weights.
+
+    Merged in float32 and rounded once: adding a small low-rank change to rounded weights would lose it.
+    The given model must not be used afterwards.
+    """
+    merged = model.float()
+    if isinstance(merged, PeftModel):
+        merged = merged.merge_and_unload()
+    temporary = folder.with_name(folder.name + _PARTIAL)
+    merged.to(dtype).save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    replace_folder(temporary, folder)
+
+
+def replace_folder(temporary: Path, folder: Path) -> None:
+    """Put a finished folder in the place of an earlier one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

@@ -1,0 +1,148 @@
+"""YAML into a pydantic model, with every fault reported at once by file and line.
+
+YAML itself keeps no line numbers after loading and silently lets a repeated key win; users edit these
+files by hand, so both matter. The node tree is read once for the positions, then validated.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from solon.errors import Problem, ProblemsError, UsageError
+
+Location = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Document:
+    """A parsed YAML file: its data, and the line on which each key or item stands."""
+
+    def __init__(self, file: str, data: Any, lines: dict[Location, int]) -> None:
+        self.file = file
+        self.data = data
+        self._lines = lines
+
+    def line(self, location: Location) -> int | None:
+        """The line of `location`, or of its closest ancestor that stands in the file."""
+        while location not in self._lines and location:
+            location = location[:-1]
+        return self._lines.get(location)
+
+    def problem(self, location: Location, what: str, fix: str) -> Problem:
+        return Problem(self.file, self.line(location), what, fix)
+
+
+def read_text(path: Path) -> str:
+    """The file as UTF-8 text.
+
+    Raises:
+        UsageError: the file is absent, a folder, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path}:{line}: this is not UTF-8 text. Save the file as UTF-8.") from error
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise UsageError(f"{path}: {reason}. Check the path and its permissions.") from error
+
+
+def load(path: Path) -> Document:
+    """Parse a YAML file without ever constructing Python objects from tags.
+
+    Raises:
+        UsageError: the file cannot be read.
+        ProblemsError: it is not YAML, has duplicate keys, or is no mapping at the top.
+    """
+    text = read_text(path)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or "not valid YAML"
+        line = mark.line + 1 if mark else None
+        fix = "Check the indentation and the quotes around this line."
+        raise ProblemsError([Problem(str(path), line, str(what), fix)]) from error
+    if not isinstance(root, yaml.MappingNode):
+        raise ProblemsError([Problem(str(path), 1, "the file holds no keys", "Write `key: value` lines.")])
+    lines: dict[Location, int] = {(): 1}
+    repeated: list[Problem] = []
+    _walk(root, (), lines, repeated, str(path))
+    if repeated:
+        raise ProblemsError(repeated)
+    return Document(str(path), data, lines)
+
+
+def _walk(
+    node: yaml.Node, at: Location, lines: dict[Location, int], repeated: list[Problem], file: str
+) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*at, index)] = item.start_mark.line + 1
+            _walk(item, (*at, index), lines, repeated, file)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*at, key.value)
+            line = key.start_mark.line + 1
+            if here in lines:
+                what = f"the key `{key.value}` stands here and on line {lines[here]}"
+                repeated.append(Problem(file, line, what, "Keep one of them."))
+            lines[here] = line
+            _walk(value, here, lines, repeated, file)
+
+
+def validate(document: Document, model: type[Model]) -> Model:
+    """Build `model` from the document.
+
+    Raises:
+        ProblemsError: with one entry for every fault that pydantic found.
+    """
+    try:
+        return model.model_validate(document.data)
+    except ValidationError as error:
+        raise ProblemsError([_explain(document, model, fault) for fault in error.errors()]) from error
+
+
+def _explain(document: Document, model: type[BaseModel], fault: Any) -> Problem:
+    location: Location = tuple(fault["loc"])
+    name = ".".join(str(part) for part in location) or "the file"
+    if fault["type"] == "extra_forbidden":
+        return document.problem(location, f"unknown key `{name}`", _suggest(model, location))
+    if fault["type"] == "missing":
+        return document.problem(location, f"`{name}` is missing", f"Add `{location[-1]}: …` here.")
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return document.problem(location, f"`{name}`: {message}", "Correct the value.")
+
+
+def _suggest(model: type[BaseModel], location: Location) -> str:
+    """The known key that is spelled most like the unknown one, at the same depth of the model."""
+    known = _keys_at(model, location[:-1])
+    close = get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f"Did you mean `{close[0]}`?"
+    return f"Known keys here: {', '.join(sorted(known))}." if known else "Remove it."
+
+
+def _keys_at(model: Any, path: Location) -> list[str]:
+    for part in path:
+        if isinstance(part, str):
+            field = getattr(model, "model_fields", {}).get(part)
+            if field is None:
+                return []
+            model = _inner_model(field.annotation)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _inner_model(annotation: Any) -> Any:
+    """The pydantic model inside `X`, `X | None`, `list[X]` or `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    arguments = getattr(annotation, "__args__", ())
+    found = (_inner_model(argument) for argument in arguments)
+    return next((inner for inner in found if inner is not None), None)
