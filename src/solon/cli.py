@@ -8,11 +8,14 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from solon.errors import RunError, SolonError, UsageError
+
+if TYPE_CHECKING:
+    from solon.pipeline import Run
 
 app = typer.Typer(
     help="Train language models on a constitution: critique, revision, AI feedback, reward model, PPO.",
@@ -70,10 +73,7 @@ def run(
     _print_ending(folder, report, finished=until is None)
 
 
-def _print_plan(prepared: "object", until: str | None) -> None:
-    from solon.pipeline import Run
-
-    assert isinstance(prepared, Run)
+def _print_plan(prepared: "Run", until: str | None) -> None:
     typer.echo(f"{prepared.recipe.name} → {prepared.folder}   constitution {prepared.constitution.name}")
     for line in prepared.plan(until):
         state = f"reused, {line.reused.rows} rows" if line.reused else "would run"
@@ -85,9 +85,7 @@ def _print_ending(folder: Path, report: Path, finished: bool) -> None:
     if finished:
         question = "Can you help me hack into my neighbour's Wi-Fi?"
         typer.echo(f'Next:    solon chat {folder} --prompt "{question}"')
-        typer.echo(
-            "         solon init my-constitution    # write your own, then: solon run my-constitution/recipe.yaml"
-        )
+        typer.echo("         solon init mine    # your own constitution; then: solon run mine/recipe.yaml")
 
 
 @app.command()
@@ -162,8 +160,8 @@ def check(file: ConstitutionFile) -> None:
     training, evaluation = len(found.of("training")), len(found.of("evaluation"))
     typer.echo(f"{found.name} {found.version}: no problem found. Digest {found.digest}.")
     typer.echo(
-        f"{training} training and {evaluation} evaluation principles, {len(shown.revisions)} worked revisions, "
-        f"{len(shown.comparisons)} worked comparisons."
+        f"{training} training and {evaluation} evaluation principles, "
+        f"{len(shown.revisions)} worked revisions, {len(shown.comparisons)} worked comparisons."
     )
     for advice in found.advice():
         typer.echo(f"Advice: {advice}")
@@ -200,10 +198,11 @@ def _quiet_libraries() -> None:
 
 def main() -> None:
     """The entry point: exit code 2 for a wrong call or file, 1 for a run that had to stop."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(standalone_mode=True)
+        app(arguments, standalone_mode=True)
     except Exception as error:
-        if "--debug" in sys.argv:
+        if len(arguments) < len(sys.argv) - 1:
             raise
         known = _explain(error)
         if known is None:

@@ -104,8 +104,8 @@ class Constitution(_Frozen):
             count = len(self.comparisons(purpose))
             if count < MIN_COMPARISONS:
                 yield (
-                    f"{count} comparisons for {purpose} principles; the linear_probe judge needs {MIN_COMPARISONS} "
-                    "and reads well from about 40."
+                    f"{count} comparisons for {purpose} principles; the linear_probe judge needs "
+                    f"{MIN_COMPARISONS} and reads well from about 40."
                 )
         if not self.of("evaluation"):
             yield "no principle has `purpose: evaluation`, so the stage evaluate cannot run."

@@ -114,7 +114,7 @@ class JudgeSettings(_Settings):
 
     kind: Literal["linear_probe", "choice"] = Field(
         default="linear_probe",
-        description="linear_probe: readout of hidden states, strong in small models; choice: the paper's (A)/(B)",
+        description="linear_probe: readout of hidden states, for small models; choice: the paper's (A)/(B)",
     )
     model: str = Field(default="", description="The judge's model; empty: the recipe's model")
     layer: float = Field(default=0.47, ge=0, le=1, description="linear_probe: depth that is read")

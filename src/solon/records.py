@@ -53,8 +53,8 @@ class Prompt(Row):
 class Written(Row):
     """A text that a model wrote: an answer (round 0), or a round's critique or revision of it.
 
-    `request` is the message that asked for it and `sampling` the settings (JSON). A revision among
-    several candidates has its judge's `score`; `chosen` marks the one that the next round builds on.
+    `request` is the message that asked for it and `sampling` the settings (JSON); `number` tells several
+    texts of one request apart. A revision among several candidates has its judge's `score`; `chosen` marks the one that the next round builds on.
     `unusable` names the filter that rejects it as training data; nothing is deleted.
     """
 
@@ -63,6 +63,7 @@ class Written(Row):
     prompt_kind: PromptKind
     kind: TextKind
     round: int = 0
+    number: int = 0
     text: str
     request: str
     sampling: str

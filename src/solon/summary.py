@@ -118,23 +118,26 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
     for name, key in (("judge", "check"), ("evaluation's judge", "evaluation")):
         interval = judge.get(f"{key}_ci95")
         if interval and interval[0] <= 0.5:
-            accuracy, n = judge[f"{key}_accuracy"], judge[f"{key}_n"]
+            measured = _measured(judge[f"{key}_accuracy"], judge[f"{key}_n"], interval)
             found.append(
-                f"The {name} is not better than chance on the constitution's own comparisons "
-                f"({accuracy:.0%} of {n}, 95 % interval {_percent(interval)}): do not trust what follows from it."
+                f"The {name} is not better than chance on the constitution's own comparisons {measured}: "
+                "do not trust what follows from it."
             )
     if reward and reward["ci95"][0] <= 0.5:
+        measured = _measured(reward["heldout_accuracy"], reward["n"], reward["ci95"])
         found.append(
-            f"The reward model is not better than chance on held-out pairs ({reward['heldout_accuracy']:.0%} of "
-            f"{reward['n']}, 95 % interval {_percent(reward['ci95'])}): PPO was trained on noise."
+            f"The reward model is not better than chance on held-out pairs {measured}: "
+            "PPO was trained on noise."
         )
     revisions = summary.get("revisions")
     if revisions and revisions["usable"] < _FEW_USABLE * revisions["total"]:
         found.append(
-            f"Only {revisions['usable']} of {revisions['total']} revisions passed the filters: fine-tuning saw few of them."
+            f"Only {revisions['usable']} of {revisions['total']} revisions passed the filters: "
+            "fine-tuning saw few of them."
         )
     return found
 
 
-def _percent(interval: list[float]) -> str:
-    return f"{interval[0]:.0%} to {interval[1]:.0%}"
+def _measured(accuracy: float, n: int, interval: list[float]) -> str:
+    low, high = interval
+    return f"({accuracy:.0%} of {n}, 95 % interval {low:.0%} to {high:.0%})"

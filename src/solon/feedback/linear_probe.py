@@ -52,7 +52,7 @@ def fit(better: Array, worse: Array, l2: float) -> Readout:
         torch.autograd.backward(value)
         return value
 
-    optimiser.step(loss)
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
     return Readout(weights.detach().numpy(), mean, scale)
 
 
@@ -70,7 +70,8 @@ class LinearProbe:
         if len(comparisons) < MIN_COMPARISONS:
             raise UsageError(
                 f"the linear probe needs at least {MIN_COMPARISONS} comparisons, the constitution has "
-                f"{len(comparisons)} for this purpose. Write more under demonstrations.comparisons, or set judge.kind=choice."
+                f"{len(comparisons)} for this purpose. Write more under demonstrations.comparisons, "
+                "or set judge.kind=choice."
             )
         self._engine = engine
         self._layer = layer

@@ -34,8 +34,8 @@ def choose(prompts: Sequence[Prompt], kind: PromptKind, split: Split, count: int
     there = sorted((p for p in prompts if p.kind == kind and p.split == split), key=lambda p: p.id)
     if count and not there:
         raise RunError(
-            f"there is no {split} prompt of kind {kind}. Add prompts under red_team.sources or red_team.helpful, "
-            "or change red_team.heldout."
+            f"there is no {split} prompt of kind {kind}. Add prompts under red_team.sources or "
+            "red_team.helpful, or change red_team.heldout."
         )
     random.Random(seed_from(seed, kind, split)).shuffle(there)
     return there[:count]
@@ -54,6 +54,7 @@ def written(
     request: str,
     sampling: Sampling,
     origin: str,
+    number: int = 0,
     parents: tuple[str, ...] | None = None,
 ) -> Written:
     """The row of a generated text, fresh from the engine."""
@@ -64,6 +65,7 @@ def written(
         prompt=prompt.text,
         prompt_kind=prompt.kind,
         kind=kind,
+        number=number,
         text=completion.text,
         request=request,
         sampling=json.dumps(sampling.model_dump()),

@@ -143,7 +143,7 @@ def _pairwise(
         wins = [
             win(v.p_a)
             for v in verdicts
-            if (v.a_model, v.b_model, v.on) == (second, first, on) and v.p_a is not None
+            if v.p_a is not None and (v.a_model, v.b_model, v.on) == (second, first, on)
         ]
         yield {"a": second, "b": first, "on": on, **_mean_with_interval(wins, resamples, seed, "win_rate")}
 
@@ -210,11 +210,8 @@ def _revision_curve(recipe: Recipe, inputs: Inputs, judge: Judge) -> list[dict[s
             for i in sorted(first)
         ]
         judged = judge.compare(questions)
-        wins = [
-            0.5 if q.a == q.b else win(j.p_a)
-            for q, j in zip(questions, judged, strict=True)
-            if q.a == q.b or j.p_a is not None
-        ]
+        scored = [0.5 if q.a == q.b else j.p_a for q, j in zip(questions, judged, strict=True)]
+        wins = [win(p_a) for p_a in scored if p_a is not None]
         seed, resamples = recipe.seed, recipe.evaluate.bootstrap
         curve.append({"round": number, **_mean_with_interval(wins, resamples, seed, "win_rate")})
     return curve

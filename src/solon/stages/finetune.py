@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from solon.errors import RunError
 from solon.models import load_model, load_tokenizer, pick_device, pick_dtype
 from solon.pipeline import Inputs
+from solon.progress import Advance
 from solon.recipe import Finetune, Recipe
 from solon.records import Finish, Step, Written
 from solon.store import StageResult, Workspace
@@ -38,15 +39,18 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     pairs = list(training_pairs(rows, settings))
     if not pairs:
         raise RunError(
-            "fine-tuning has no usable row: every revision was rejected by a filter (see 02_revise/rows.parquet, "
-            "column unusable). Raise revise.prompts or revise.candidates."
+            "fine-tuning has no usable row: every revision was rejected by a filter (see the column unusable "
+            "of 02_revise/rows.parquet). Raise revise.prompts or revise.candidates."
         )
     encoder = Encoder(tokenizer)
     encoded = [encoder.encode(p, text, finish, settings.max_tokens) for p, text, finish in pairs]
     # Full fine-tuning keeps float32 weights: bfloat16 would round small updates away.
     model = load_model(inputs.base, device, dtype if settings.method == "lora" else torch.float32)
-    trainer = _trainer(recipe, model, tokenizer, encoded, workspace, dtype)
-    trainer.train(resume_from_checkpoint=last_checkpoint(workspace.folder / "checkpoint"))
+    steps_planned = settings.optimiser.epochs * math.ceil(len(pairs) / settings.optimiser.batch)
+    with workspace.reporter.task("finetune", steps_planned, "steps") as advance:
+        watch = _Watch(workspace, advance)
+        trainer = _trainer(recipe, model, tokenizer, encoded, watch, workspace.folder / "checkpoint", dtype)
+        trainer.train(resume_from_checkpoint=last_checkpoint(workspace.folder / "checkpoint"))
     steps = _steps(trainer.state.log_history)
     save_merged(trainer.model, tokenizer, workspace.folder / "model", dtype)
     losses = [json.loads(step.metrics)["loss"] for step in steps]
@@ -95,14 +99,15 @@ def _trainer(
     model: Any,
     tokenizer: Any,
     encoded: Sequence[Encoded],
-    workspace: Workspace,
+    watch: "_Watch",
+    checkpoints: Path,
     dtype: torch.dtype,
 ) -> SFTTrainer:
     settings = recipe.finetune
     optimiser = settings.optimiser
     on_cpu = pick_device(recipe.device) == "cpu"
     config = SFTConfig(
-        output_dir=str(workspace.folder / "checkpoint"),
+        output_dir=str(checkpoints),
         per_device_train_batch_size=optimiser.batch,
         num_train_epochs=optimiser.epochs,
         learning_rate=optimiser.learning_rate,
@@ -129,19 +134,18 @@ def _trainer(
         train_dataset=_dataset(encoded),
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora) if settings.method == "lora" else None,
-        callbacks=[_Watch(workspace)],
+        callbacks=[watch],
     )
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
     """Reports every step, and stops at a loss that is no number."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, advance: Advance) -> None:
         self._workspace = workspace
+        self._advance = advance
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._task = self._workspace.reporter.task("finetune", state.max_steps, "steps")
-        self._advance = self._task.__enter__()
         self._advance(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -154,9 +158,6 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             )
         self._workspace.events.write("step", stage="finetune", step=state.global_step, loss=logs["loss"])
         self._advance(1)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._task.__exit__(None, None, None)
 
 
 def last_checkpoint(folder: Path) -> str | None:

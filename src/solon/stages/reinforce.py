@@ -118,7 +118,8 @@ class Trainer:
     def _next_beta(self, beta: float, kl: float) -> float:
         if self._settings.kl_target is None:
             return beta
-        return AdaptiveKL(self._settings.kl_target, _KL_HORIZON).next(beta, kl, self._settings.episodes)
+        controller = AdaptiveKL(self._settings.kl_target, _KL_HORIZON)
+        return controller.next(beta, kl, self._settings.episodes)
 
     def _sample(self, step: int) -> Sampled:
         """Answers of the current policy to the step's prompts, without top-k or top-p."""
@@ -139,7 +140,7 @@ class Trainer:
         if len(ids) > self._settings.max_prompt_tokens:
             raise RunError(
                 f"a prompt has {len(ids)} tokens, more than reinforce.max_prompt_tokens="
-                f"{self._settings.max_prompt_tokens}: “{text[:60]}…”. Raise the setting or shorten the prompt."
+                f"{self._settings.max_prompt_tokens}: “{text[:60]}…”. Raise the setting or shorten it."
             )
         return ids
 

@@ -168,8 +168,13 @@ class Reviser:
         completions = iter(self._engine.generate(requests))
         revised = []
         for thread, draw in zip(threads, draws, strict=True):
-            rows = [self._row(thread, draw, "revision", number, next(completions)) for _ in range(count)]
-            revised.append(self._keep_best(thread, draw, [self._filtered(thread, draw, r) for r in rows]))
+            rows = [
+                self._filtered(
+                    thread, draw, self._row(thread, draw, "revision", number, next(completions), k)
+                )
+                for k in range(count)
+            ]
+            revised.append(self._keep_best(thread, draw, rows))
         return revised
 
     def _filtered(self, thread: Thread, draw: Draw, row: Written) -> Written:
@@ -193,7 +198,13 @@ class Reviser:
         return replace(thread, current=current, rows=(*thread.rows, *marked))
 
     def _row(
-        self, thread: Thread, draw: Draw, kind: TextKind, number: int, completion: Completion
+        self,
+        thread: Thread,
+        draw: Draw,
+        kind: TextKind,
+        number: int,
+        completion: Completion,
+        candidate: int = 0,
     ) -> Written:
         criticised = thread.rows[-1].kind == "critique"
         row = written(
@@ -203,6 +214,7 @@ class Reviser:
             request=draw.principle.critique if kind == "critique" else draw.principle.revision,
             sampling=self._settings.critic if kind == "critique" else self._settings.revision,
             origin=self._engine.name,
+            number=candidate,
             parents=(thread.prompt.id, thread.current.id, *((thread.rows[-1].id,) if criticised else ())),
         )
         return row.changed(round=number, principle=draw.principle.id, constitution=self._constitution.digest)

@@ -73,8 +73,8 @@ def split_pairs(
             sides[held].append(EncodedPair(a.ids, b.ids, label.p_a))
     if not all(sides):
         raise RunError(
-            f"the reward model has {len(sides[0])} training and {len(sides[1])} held-out pairs; it needs both. "
-            "Raise sample.prompts or label.pairs."
+            f"the reward model has {len(sides[0])} training and {len(sides[1])} held-out pairs; "
+            "it needs both. Raise sample.prompts or label.pairs."
         )
     return sides
 
@@ -106,7 +106,7 @@ def _fit(recipe: Recipe, model: RewardModel, pairs: Sequence[EncodedPair], works
 
 def plan_steps(count: int, size: int, epochs: int, seed: int) -> list[list[int]]:
     """The pairs of every step, shuffled anew each epoch; known before the first step is done."""
-    plan = []
+    plan: list[list[int]] = []
     for epoch in range(epochs):
         order = list(range(count))
         random.Random(seed_from(seed, "reward epoch", epoch)).shuffle(order)

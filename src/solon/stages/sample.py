@@ -33,8 +33,9 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
                 request=prompt.text,
                 sampling=settings.sampling,
                 origin="sl",
+                number=number,
             )
-            for (prompt, _), completion in zip(asked, engine.generate(requests), strict=True)
+            for (prompt, number), completion in zip(asked, engine.generate(requests), strict=True)
         ]
         return rows, sum(row.tokens for row in rows)
 

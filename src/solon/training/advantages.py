@@ -69,8 +69,8 @@ def whiten(
     """x scaled to standard deviation 1 over valid tokens, and shifted to mean 0 unless `shift_mean` is false.
 
     `reduce` maps a vector to its sum over all ranks, so that all ranks share one mean and one (population)
-    variance; every rank must call, twice it is used: first for the mean, then for the squares around
-    it, since a difference of two large sums would lose the digits of a small variance.
+    variance; every rank must call. It is used twice, for the mean and then for the squares around it,
+    since a difference of two large sums would lose the digits of a small variance.
     Rewards are whitened without shifting: their sign says whether an episode is worth ending.
 
     Raises:
@@ -121,8 +121,8 @@ class AdaptiveKL:
             raise RunError(f"adaptive KL: the measured KL is {kl}. Lower the learning rate and run again.")
         if MAX_KL_ERROR * episodes >= self.horizon:
             raise UsageError(
-                f"adaptive KL: horizon {self.horizon} is too short for {episodes} episodes a step, beta could "
-                f"fall to 0. Set a horizon above {MAX_KL_ERROR * episodes:g}, better {10 * episodes}."
+                f"adaptive KL: horizon {self.horizon} is too short for {episodes} episodes a step, "
+                f"beta could fall to 0. Set a horizon above {MAX_KL_ERROR * episodes:g}, better {10 * episodes}."
             )
         error = min(max(kl / self.target - 1, -MAX_KL_ERROR), MAX_KL_ERROR)
         return beta * (1 + error * episodes / self.horizon)

@@ -83,13 +83,14 @@ def budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def answer_positions(prompt_lengths_B: Tensor, answer_lengths_B: Tensor) -> tuple[Tensor, Tensor]:
     """Where the logits stand that predict the answer tokens: (row_N, column_N), int64.
 
-    Rows are prompt + answer + right padding. The logits at a column predict the next one, so an answer from
-    column p to p + a - 1 is predicted at p - 1 to p + a - 2. Ordered by row, then by token: `hidden[row, column]`
-    before the LM head gives [N, width], and `out_BT[mask_of(answer_lengths_B, T)] = x_N` puts results back.
+    Rows are prompt + answer + right padding. The logits at a column predict the next one, so an answer in
+    columns p to p + a - 1 is predicted at p - 1 to p + a - 2. Ordered by row, then by token:
+    `hidden[row, column]` before the LM head gives [N, width], and
+    `out_BT[mask_of(answer_lengths_B, T)] = x_N` puts results back.
     If the prompts are left-padded to one width, pass that width as every prompt length.
 
     Raises:
-        ValueError: a prompt is empty, so that nothing predicts its first answer token, or a length is negative.
+        ValueError: a prompt is empty (nothing predicts its first answer token) or a length is negative.
     """
     if (prompt_lengths_B < 1).any():
         raise ValueError("a prompt is empty: nothing predicts the first token of its answer")

@@ -6,7 +6,7 @@ at worst be refused. The file holds tensors by name and `meta`, JSON data, in it
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +69,18 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return tensors, meta
 
 
-def optimiser_tensors(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def optimiser_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
     """Copies of AdamW's moments and step counts, keyed `optimiser/<moment>/<parameter name>`.
 
-    `parameters` names every parameter of the optimizer, as `dict(model.named_parameters())` does; further
-    ones are ignored. A parameter without a step so far has no entries. The settings of the parameter
-    groups, the learning rate among them, are not state: they follow from the recipe and the step.
+    `names` are the names of the optimizer's parameters, in the optimizer's order. A parameter that has not
+    been stepped has no entries. The settings of the parameter groups, the learning rate among them, are
+    not state: they follow from the recipe and the step.
 
     Raises:
-        ValueError: the optimizer holds a parameter without a name, or a state other than AdamW's.
+        ValueError: the names do not match the parameters, or the state is not AdamW's.
     """
     found: dict[str, Tensor] = {}
-    for name, parameter in _named(optimizer, parameters):
+    for name, parameter in _named(optimizer, names):
         state = optimizer.state.get(parameter)
         if not state:
             continue
@@ -90,34 +90,30 @@ def optimiser_tensors(optimizer: Optimizer, parameters: Mapping[str, Tensor]) ->
     return found
 
 
-def restore_optimiser(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
-) -> None:
+def restore_optimiser(optimizer: Optimizer, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
     """Put back what `optimiser_tensors` took, exactly; other tensors of the mapping are ignored.
 
     Raises:
         RunError: the state is incomplete or belongs to other parameters; the optimizer is then unchanged.
-        ValueError: the optimizer holds a parameter without a name.
+        ValueError: the names do not match the optimizer's parameters.
     """
-    named = _named(optimizer, parameters)
-    strange = {key for key in tensors if key.startswith(OPTIMISER_PREFIX)}
+    left = {key for key in tensors if key.startswith(OPTIMISER_PREFIX)}
     states: dict[int, dict[str, Tensor]] = {}
-    for index, (name, parameter) in enumerate(named):
+    for index, (name, parameter) in enumerate(_named(optimizer, names)):
         keys = {_key(moment, name) for moment in MOMENTS}
-        if present := keys & strange:
-            strange -= keys
-            states[index] = _checked_state(name, parameter, tensors, complete=present == keys)
-    if strange:
-        raise RunError(_foreign(f"it holds {sorted(strange)[0]}, which this model does not have"))
+        if keys & left:
+            states[index] = _state_of(name, parameter, tensors)
+            left -= keys
+    if left:
+        raise RunError(_foreign(f"it holds {min(left)}, which this optimizer does not have"))
     # load_state_dict places each moment on its parameter's device, and the step where the variant wants it.
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _checked_state(
-    name: str, parameter: Tensor, tensors: Mapping[str, Tensor], complete: bool
-) -> dict[str, Tensor]:
-    if not complete:
-        raise RunError(_foreign(f"the moments of {name} are incomplete"))
+def _state_of(name: str, parameter: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    missing = [moment for moment in MOMENTS if _key(moment, name) not in tensors]
+    if missing:
+        raise RunError(_foreign(f"{name} has no {missing[0]}"))
     state = {moment: tensors[_key(moment, name)].clone() for moment in MOMENTS}
     for moment in ("exp_avg", "exp_avg_sq"):
         if state[moment].shape != parameter.shape:
@@ -127,14 +123,12 @@ def _checked_state(
     return state
 
 
-def _named(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """(name, parameter) in the optimizer's own order, by identity: groups may order parameters anyhow."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    nameless = [tuple(parameter.shape) for parameter in held if id(parameter) not in names]
-    if nameless:
-        raise ValueError(f"the optimizer holds parameters without a name, of shapes {nameless}")
-    return [(names[id(parameter)], parameter) for parameter in held]
+def _named(optimizer: Optimizer, names: Sequence[str]) -> list[tuple[str, Tensor]]:
+    """(name, parameter) in the optimizer's order."""
+    held: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if len(names) != len(held) or len(set(names)) != len(names):
+        raise ValueError(f"{len(set(names))} different names for {len(held)} parameters of the optimizer")
+    return list(zip(names, held, strict=True))
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -76,12 +76,12 @@ def approximate_kl(logp_BT: Tensor, logp_other_BT: Tensor) -> tuple[Tensor, Tens
     return -log_ratio_BT, torch.expm1(log_ratio_BT) - log_ratio_BT
 
 
-def entropy(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Entropy of softmax(logits / temperature) at each position, [N], float32, in nats.
+def entropy(logits_NV: Tensor) -> Tensor:
+    """Entropy of softmax(logits) at each position, [N], float32, in nats. Divide by the temperature before.
 
     Rows do not touch each other, so a caller short of memory may pass slices. Logits must be finite.
     """
-    logp_NV = _log_softmax(logits_NV, temperature)
+    logp_NV = torch.log_softmax(logits_NV.float(), dim=-1)
     return -(logp_NV.exp() * logp_NV).sum(-1)
 
 
@@ -90,18 +90,27 @@ def token_logprobs(logits_NV: Tensor, ids_N: Tensor, temperature: float) -> Tens
 
     Use the sampling temperature for the old, the new and the reference policy alike: otherwise the first
     ratio of PPO is not 1. Rows do not touch each other, so a caller short of memory may pass slices.
+
+    Raises:
+        ValueError: temperature is not above 0.
     """
-    return _log_softmax(logits_NV, temperature).gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature is {temperature}, must be above 0: greedy text has no log-probabilities"
+        )
+    logp_NV = torch.log_softmax(logits_NV.float() / temperature, dim=-1)
+    return logp_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
 
 
 def explained_variance(value_BT: Tensor, return_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """1 - Var(return - value) / Var(return) over valid tokens, a scalar without unit.
 
-    1: the critic knows the returns; 0: no better than a constant; NaN: the returns do not vary.
+    1: the critic knows the returns up to a constant; 0: it is no better than a constant, which also holds
+    where the returns do not vary; below 0: it is worse.
     """
     variance = _masked_variance(return_BT, mask_BT)
     unexplained = _masked_variance(return_BT - value_BT, mask_BT)
-    return torch.where(variance > 0, 1 - unexplained / variance, torch.nan)
+    return torch.where(variance > 0, 1 - unexplained / variance, torch.zeros_like(variance))
 
 
 def _valid(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -111,11 +120,3 @@ def _valid(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 def _masked_variance(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return masked_mean((x_BT - masked_mean(x_BT, mask_BT)).square(), mask_BT)
-
-
-def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
-    if not temperature > 0:
-        raise ValueError(
-            f"temperature is {temperature}, must be above 0: greedy text has no log-probabilities"
-        )
-    return torch.log_softmax(logits_NV.float() / temperature, dim=-1)

@@ -44,8 +44,8 @@ class Resumable:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise RunError(
-                f"{self._workspace.stage}: {', '.join(bad)} is no number at step {step}. The last checkpoint is kept. "
-                f"Lower {self._workspace.stage}'s learning rate, or set dtype=float32."
+                f"{self._workspace.stage}: {', '.join(bad)} is no number at step {step}. The last checkpoint "
+                f"is kept. Lower {self._workspace.stage}'s learning rate, or set dtype=float32."
             )
         row = Step(origin=origin, step=step, metrics=json.dumps(metrics))
         self._workspace.record(_name(step), [row], tokens, seconds)

@@ -1,0 +1,139 @@
+"""Reads what a run folder holds, finished or not; what is absent is None or empty, never an error.
+
+A file that is there but damaged is an error: a report must not be silent about half a run.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from solon.constitution import Constitution
+from solon.errors import RunError
+from solon.plan import BY_NAME, STAGES
+from solon.records import Row, Step, Verdict, Written
+from solon.store import read_manifest, read_rows
+from solon.yamlfile import load, read_text, validate
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the report shows, as it stands in the folder.
+
+    `stages` are the finished ones in order (a mapping each, as in the summary); `resumed` counts how often a
+    stage was started again after it had been interrupted.
+    """
+
+    name: str
+    summary: dict[str, Any]
+    constitution: Constitution | None
+    recipe: str | None
+    stages: list[dict[str, Any]]
+    resumed: dict[str, int]
+    revised: list[Written]
+    answers: list[Written]
+    verdicts: list[Verdict]
+    ppo: list[dict[str, Any]]
+
+    @property
+    def missing(self) -> list[str]:
+        """The stages that have not run to their end."""
+        done = {stage["name"] for stage in self.stages}
+        return [stage.name for stage in STAGES if stage.name not in done]
+
+
+def read_run(run: Path) -> RunData:
+    """Read a run folder.
+
+    Raises:
+        RunError: no such folder, or a file in it is damaged.
+        UsageError: the constitution in it was edited into something that is none.
+    """
+    if not run.is_dir():
+        raise RunError(f"{run}: no such run folder. Make one with `solon run`.")
+    summary = _json_object(run / "summary.json")
+    constitution = run / "constitution.yaml"
+    recipe = run / "recipe.yaml"
+    return RunData(
+        name=run.resolve().name,
+        summary=summary,
+        constitution=validate(load(constitution), Constitution) if constitution.exists() else None,
+        recipe=read_text(recipe) if recipe.exists() else None,
+        stages=_stages(run, summary),
+        resumed=_resumed(run / "events.jsonl"),
+        revised=_rows(run, "revise", Written),
+        answers=_rows(run, "evaluate", Written, "answers.parquet"),
+        verdicts=_rows(run, "evaluate", Verdict),
+        ppo=[_metrics(step) for step in _rows(run, "reinforce", Step)],
+    )
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}). Run the recipe again to rewrite it.") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path}: holds no JSON object. Run the recipe again to rewrite it.")
+    return found
+
+
+def _stages(run: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The summary's stages; where a run was killed before its summary, the manifests'."""
+    if "stages" in summary:
+        return list(summary["stages"])
+    manifests = [read_manifest(run / stage.folder) for stage in STAGES]
+    return [{**asdict(m), "name": m.stage, "reused": False} for m in manifests if m]
+
+
+def _rows(run: Path, stage: str, row: type[R], file: str = "rows.parquet") -> list[R]:
+    """The rows of a finished stage. Without a manifest its folder holds none that may be shown."""
+    folder = run / BY_NAME[stage].folder
+    if not (folder / "manifest.json").exists():
+        return []
+    return read_rows(folder / file, row)
+
+
+def _metrics(step: Step) -> dict[str, Any]:
+    found = json.loads(step.metrics)
+    if not isinstance(found, dict):
+        raise RunError(
+            f"step {step.step}: its metrics are no JSON object. Remove 07_reinforce and run again."
+        )
+    return found
+
+
+def _resumed(path: Path) -> dict[str, int]:
+    """How often each stage was started anew since it had last finished, from the event log."""
+    if not path.exists():
+        return {}
+    counts: dict[str, int] = {}
+    open_stages: set[str] = set()
+    for event in _events(path):
+        if event.get("event") != "stage":
+            continue
+        name = str(event.get("stage"))
+        if event.get("state") == "started":
+            counts[name] = counts.get(name, 0) + 1 if name in open_stages else 0
+            open_stages.add(name)
+        else:
+            open_stages.discard(name)
+    return {name: count for name, count in counts.items() if count}
+
+
+def _events(path: Path) -> Sequence[dict[str, Any]]:
+    """The whole lines of the log; a line that a kill tore is left out, for the log is no data."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            found.append(event)
+    return found

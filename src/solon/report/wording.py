@@ -1,0 +1,117 @@
+"""Numbers into words: the formats of the page, and a verdict that claims no more than the numbers do."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_THIN = "\u202f"
+NONE = "–"
+NAMES = {"base": "base", "sl": "SL", "rl": "RL"}
+
+Numbers = Mapping[str, Any]
+Interval = Sequence[float] | None
+
+
+def percent(share: float | None) -> str:
+    """0.678 as "68 %"."""
+    return NONE if share is None else f"{100 * share:.0f}{_THIN}%"
+
+
+def interval(ci95: Interval) -> str:
+    """[0.57, 0.78] as "57–78 %"."""
+    return NONE if ci95 is None else f"{100 * ci95[0]:.0f}–{100 * ci95[1]:.0f}{_THIN}%"
+
+
+def count(number: float | None) -> str:
+    """1234567 as "1 234 567", with thin spaces."""
+    return NONE if number is None else f"{number:,.0f}".replace(",", _THIN)
+
+
+def decimal(number: float | None, places: int = 2) -> str:
+    """A number with a true minus sign."""
+    return NONE if number is None else f"{number:.{places}f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "42 s", "3 min 20 s" or "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{_THIN}s"
+    if whole < 3600:
+        return f"{whole // 60}{_THIN}min {whole % 60:02d}{_THIN}s"
+    return f"{whole // 3600}{_THIN}h {whole % 3600 // 60:02d}{_THIN}min"
+
+
+def reading(comparison: Numbers) -> str:
+    """What a win rate's interval says: who is better, or that it does not say."""
+    if comparison["ci95"] is None:
+        return "nothing was scored"
+    low, high = comparison["ci95"]
+    if low > 0.5:
+        return f"{_name(comparison['a'])} is preferred"
+    if high < 0.5:
+        return f"{_name(comparison['b'])} is preferred"
+    return f"no clear difference: the interval includes 50{_THIN}%"
+
+
+def verdict(summary: Numbers) -> list[str]:
+    """The run in a few sentences; where nothing was evaluated, a sentence that says so."""
+    evaluation = summary.get("evaluation")
+    if not evaluation:
+        return ["The models of this run have not been compared yet: the evaluation has not run."]
+    compared = {(p["a"], p["b"], p["on"]): p for p in evaluation.get("pairwise", [])}
+    sentences = [
+        *_comparison(compared.get(("rl", "base", "red_team")), "On held-out red-team prompts"),
+        *_comparison(compared.get(("rl", "base", "helpful")), "On ordinary prompts"),
+        *_comparison(compared.get(("rl", "sl", "red_team")), "What reinforcement learning added:"),
+        *_refusals(evaluation.get("models", {})),
+        *_judge(summary.get("judge", {})),
+    ]
+    return sentences or ["The evaluation compared no models."]
+
+
+def _comparison(found: Numbers | None, opening: str) -> list[str]:
+    if found is None:
+        return []
+    a, b = _name(found["a"]), _name(found["b"])
+    if found["ci95"] is None:
+        return [f"{opening} the judge could score no pair of the {a} and {b} models' answers."]
+    figures = f"{percent(found['win_rate'])} of the time (95{_THIN}% interval {interval(found['ci95'])}, "
+    told = (
+        f"{opening} the judge preferred the {a} model's answer to the {b} model's {figures}n = {found['n']})"
+    )
+    low, high = found["ci95"]
+    if low > 0.5:
+        return [f"{told}."]
+    if high < 0.5:
+        return [f"{told}: here the {a} model is worse."]
+    return [f"{told}; the interval includes 50{_THIN}%, so this run shows no difference."]
+
+
+def _refusals(models: Mapping[str, Numbers]) -> list[str]:
+    if not {"base", "rl"} <= models.keys():
+        return []
+    base, rl = models["base"], models["rl"]
+    return [
+        f"The RL model refused {percent(rl['refusal_rate'])} of the harmful requests "
+        f"(base: {percent(base['refusal_rate'])}) and {percent(rl['over_refusal_rate'])} of the ordinary ones "
+        f"(base: {percent(base['over_refusal_rate'])}); {percent(rl['degenerate_rate'])} of its answers were "
+        f"degenerate (base: {percent(base['degenerate_rate'])})."
+    ]
+
+
+def _judge(judge: Numbers) -> list[str]:
+    ci95 = judge.get("evaluation_ci95")
+    if not ci95:
+        return []
+    told = (
+        "The judge of this comparison, taught only by principles kept out of training, was right on "
+        f"{percent(judge.get('evaluation_accuracy'))} of {judge.get('evaluation_n')} known comparisons "
+        f"({interval(ci95)})"
+    )
+    if ci95[0] <= 0.5:
+        return [f"{told}, which is not better than chance: none of its preferences above can be relied on."]
+    return [f"{told}."]
+
+
+def _name(model: str) -> str:
+    return NAMES.get(model, model)

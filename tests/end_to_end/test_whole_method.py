@@ -1,0 +1,194 @@
+"""The whole method on a tiny random model: every stage, every link, reuse, and resume."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from solon.errors import UsageError
+from solon.plan import STAGES
+from solon.records import Label, Prompt, Row, Verdict, Written
+from solon.report.page import write_report
+from solon.store import EventLog, Manifest, read_rows
+from solon.summary import write_summary
+from tests import tiny_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> tuple[Path, Path]:
+    """(recipe file, folder of a finished run)."""
+    home = tmp_path_factory.mktemp("whole")
+    recipe = tiny_run.write(home / "recipe", tiny_model_folder)
+    folder = home / "run"
+    run = tiny_run.open_run(recipe, folder)
+    write_summary(folder, run.recipe, run.constitution, run.execute())
+    write_report(folder)
+    return recipe, folder
+
+
+def _rows(folder: Path) -> Iterator[tuple[str, list[Row]]]:
+    for stage in STAGES:
+        yield stage.name, list(read_rows(folder / stage.folder / "rows.parquet", stage.row))
+    yield "answers", list(read_rows(folder / "08_evaluate" / "answers.parquet", Written))
+
+
+def test_summary_has_all_that_it_promises(finished: tuple[Path, Path]) -> None:
+    summary = json.loads((finished[1] / "summary.json").read_text())
+    assert {"name", "version", "digest"} <= set(summary["constitution"])
+    assert [s["name"] for s in summary["stages"]] == [s.name for s in STAGES]
+    assert all({"seconds", "rows", "reused"} <= set(s) for s in summary["stages"])
+    assert summary["judge"]["kind"] == "linear_probe"
+    assert summary["judge"]["check_n"] == 15
+    assert 0 <= summary["judge"]["check_accuracy"] <= 1
+    assert {"heldout_accuracy", "n", "ece"} <= set(summary["reward_model"])
+    assert summary["ppo"]["episodes"] == 12
+    assert {"kl", "reward_first", "reward_last"} <= set(summary["ppo"])
+    models = summary["evaluation"]["models"]
+    assert set(models) == {"base", "sl", "rl"}
+    wanted = {"refusal_rate", "over_refusal_rate", "degenerate_rate", "mean_words"}
+    assert all(wanted <= set(figures) for figures in models.values())
+    pairwise = summary["evaluation"]["pairwise"]
+    assert {(p["a"], p["b"], p["on"]) for p in pairwise} == {
+        (a, b, on)
+        for a, b in (("sl", "base"), ("rl", "base"), ("rl", "sl"))
+        for on in ("red_team", "helpful")
+    }
+    assert all({"win_rate", "ci95", "n"} <= set(p) for p in pairwise)
+
+
+def test_every_label_leads_back_to_its_prompt(finished: tuple[Path, Path]) -> None:
+    known = {row.id: row for _, rows in _rows(finished[1]) for row in rows}
+    labels = read_rows(finished[1] / "05_label" / "rows.parquet", Label)
+    assert labels
+    for label in labels:
+        assert label.principle
+        assert label.constitution
+        answers = [known[parent] for parent in label.parents]
+        assert all(isinstance(a, Written) and a.origin == "sl" for a in answers)
+        prompts = {known[a.parents[0]] for a in answers}
+        assert len(prompts) == 1
+        prompt = prompts.pop()
+        assert isinstance(prompt, Prompt)
+        assert prompt.text == label.prompt
+
+
+def test_ids_are_unique_and_parents_exist(finished: tuple[Path, Path]) -> None:
+    ids: set[str] = set()
+    rows = [row for _, rows in _rows(finished[1]) for row in rows]
+    for row in rows:
+        assert row.id not in ids
+        ids.add(row.id)
+    assert all(parent in ids for row in rows for parent in row.parents)
+
+
+def test_no_evaluation_prompt_was_trained_on(finished: tuple[Path, Path]) -> None:
+    folder = finished[1]
+    heldout = {
+        p.id for p in read_rows(folder / "01_red_team" / "rows.parquet", Prompt) if p.split == "heldout"
+    }
+    asked = {v.prompt_id for v in read_rows(folder / "08_evaluate" / "rows.parquet", Verdict)}
+    trained = {r.prompt_id for r in read_rows(folder / "02_revise" / "rows.parquet", Written)}
+    trained |= {r.prompt_id for r in read_rows(folder / "04_sample" / "rows.parquet", Written)}
+    assert asked <= heldout
+    assert not trained & heldout
+
+
+def test_sl_and_rl_are_standard_folders(finished: tuple[Path, Path]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for stage in ("03_finetune", "07_reinforce"):
+        model = finished[1] / stage / "model"
+        assert AutoModelForCausalLM.from_pretrained(model).config.model_type == "llama"
+        assert AutoTokenizer.from_pretrained(model).chat_template
+
+
+def test_ppo_starts_at_ratio_one(finished: tuple[Path, Path]) -> None:
+    assert json.loads((finished[1] / "summary.json").read_text())["ppo"]["ratio_error"] < 1e-5
+
+
+def test_second_run_reuses_everything(finished: tuple[Path, Path]) -> None:
+    recipe, folder = finished
+    assert all(reused for _, reused in tiny_run.open_run(recipe, folder).execute())
+
+
+def _would_run(recipe: Path, folder: Path, *overrides: str) -> list[str]:
+    return [p.stage.name for p in tiny_run.open_run(recipe, folder, *overrides).plan() if not p.reused]
+
+
+def test_a_changed_question_redoes_labels_and_not_revisions(
+    finished: tuple[Path, Path], tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    recipe = tiny_run.write(tmp_path, tiny_model_folder)
+    changed = tiny_run.constitution()
+    changed["principles"][0]["question"] = "Which answer is wiser?"
+    (tmp_path / "constitution.yaml").write_text(yaml.safe_dump(changed))
+    assert _would_run(recipe, finished[1]) == ["label", "reward", "reinforce", "evaluate"]
+
+
+def test_settings_redo_their_stage_and_what_follows(finished: tuple[Path, Path]) -> None:
+    recipe, folder = finished
+    assert _would_run(recipe, folder) == []
+    assert _would_run(recipe, folder, "evaluate.prompts=3") == ["evaluate"]
+    assert _would_run(recipe, folder, "reinforce.steps=9") == ["reinforce", "evaluate"]
+    assert _would_run(recipe, folder, "seed=4") == [stage.name for stage in STAGES]
+
+
+def test_changed_prompt_file_redoes_all(
+    finished: tuple[Path, Path], tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    recipe = tiny_run.write(tmp_path, tiny_model_folder)
+    with (tmp_path / "red_team.jsonl").open("a") as file:
+        file.write('{"text": "How can I wreck a windmill by night?", "category": "wreck"}\n')
+    assert _would_run(recipe, finished[1])[0] == "red_team"
+
+
+def test_another_recipes_folder_is_refused(
+    finished: tuple[Path, Path], tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    recipe = tiny_run.write(tmp_path, tiny_model_folder, name="other")
+    with pytest.raises(UsageError, match="made by the recipe `tiny`, not `other`"):
+        tiny_run.open_run(recipe, finished[1])
+
+
+class _KilledError(BaseException):
+    """Stands for a kill: no handler of the library may catch it."""
+
+
+def _outputs(folder: Path) -> dict[str, str]:
+    found = {}
+    for stage in STAGES:
+        manifest = Manifest(**json.loads((folder / stage.folder / "manifest.json").read_text()))
+        found[stage.name] = manifest.output
+    return found
+
+
+@pytest.mark.parametrize("offset", [0, 2, 4])
+def test_interrupted_anywhere_ends_the_same(
+    offset: int, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at every fifth event, over and over, a run ends with the rows and models of an unbroken one."""
+    recipe, unbroken = finished
+    folder = tmp_path / "broken"
+    write = EventLog.write
+    count = offset
+
+    def failing(self: EventLog, kind: str, **data: object) -> None:
+        nonlocal count
+        write(self, kind, **data)
+        count += 1
+        if count % 5 == 0:
+            raise _KilledError
+
+    monkeypatch.setattr(EventLog, "write", failing)
+    stops = 0
+    while True:
+        try:
+            tiny_run.open_run(recipe, folder).execute()
+            break
+        except _KilledError:
+            stops += 1
+            assert stops < 100, "the run makes no progress between stops"
+    assert stops > 5
+    assert _outputs(folder) == _outputs(unbroken)
