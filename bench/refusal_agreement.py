@@ -4,7 +4,9 @@ Run: python bench/refusal_agreement.py [folder]    (default: ../shared/data/labe
 
 The labels count an answer to a different question as a refusal, which no reader of the answer alone can
 see. "decidable" therefore leaves out the rows whose answer stands, word for word, under both labels in the
-two files together (a rule on the data, blind to the detector). "all" leaves out nothing.
+two files together (a rule on the data, blind to the detector). "all" leaves out nothing. "unseen" keeps,
+of the decidable rows of the first file, those whose answer is not in the second, on which the patterns
+were developed.
 """
 
 import json
@@ -63,15 +65,24 @@ def decidable(files: dict[str, list[Row]]) -> dict[str, list[Row]]:
     return {name: [row for row in rows if len(labels[_key(row[0])]) == 1] for name, rows in files.items()}
 
 
+def unseen(kept: dict[str, list[Row]]) -> list[Row]:
+    """The decidable rows of the first file whose answer does not stand in the second."""
+    first, second = FILES
+    known = {_key(text) for text, _ in kept[second]}
+    return [row for row in kept[first] if _key(row[0]) not in known]
+
+
 def _key(text: str) -> str:
     return " ".join(text.split())
 
 
 def main(folder: Path) -> None:
     files = {name: labelled(folder / name) for name in FILES}
-    for rows, kept in (("all", files), ("decidable", decidable(files))):
+    kept = decidable(files)
+    print(json.dumps({"file": FILES[0], "rows": "unseen", **agreement(unseen(kept))}))
+    for rows, selected in (("decidable", kept), ("all", files)):
         for name in FILES:
-            print(json.dumps({"file": name, "rows": rows, **agreement(kept[name])}))
+            print(json.dumps({"file": name, "rows": rows, **agreement(selected[name])}))
 
 
 if __name__ == "__main__":

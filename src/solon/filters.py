@@ -22,7 +22,7 @@ _ABOUT_THE_RESPONSE = tuple(
         # "the assistant's answer", "the AI's last reply", "the chatbot's harmful response"
         rf"\b(?:assistant|ai|ai model|chatbot|language model)'s\s+(?:\w+\s+){{0,2}}{_REPLY}\b",
         # "here is a revised version", "here's the rewritten and safer response"
-        rf"\bhere(?:'s|\s+is|\s+are)\s+(?:\w+\s+){{0,3}}{_QUALITY}\s+(?:\w+\s+){{0,3}}(?:version|revision|{_REPLY})",
+        rf"\bhere(?:'s|\s+is|\s+are)\s+(?:\w+,?\s+){{0,3}}{_QUALITY},?\s+(?:\w+,?\s+){{0,3}}(?:version|revision|{_REPLY})",
         # "Revised answer: …", "**Revision:** …", "Critique: …" at the start of a line
         rf"^[\s*_#>]*(?:revision|critique|{_QUALITY}\s+(?:version|text|{_REPLY}))\b[\s*_]*:",
         # "this critique", "the critique above", "the revision request"

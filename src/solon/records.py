@@ -54,8 +54,9 @@ class Written(Row):
     """A text that a model wrote: an answer (round 0), or a round's critique or revision of it.
 
     `request` is the message that asked for it and `sampling` the settings (JSON); `number` tells several
-    texts of one request apart. A revision among several candidates has its judge's `score`; `chosen` marks the one that the next round builds on.
-    `unusable` names the filter that rejects it as training data; nothing is deleted.
+    texts of one request apart. A revision among several candidates has its judge's `score`; `chosen`
+    marks the one that the next round builds on. `unusable` names the filter that rejects it as training
+    data; nothing is deleted.
     """
 
     prompt_id: str

@@ -53,12 +53,13 @@ _LEADING_MARKER = re.compile(rf"^\s*{_MARKER}\s+")
 _UNIT_BREAK = re.compile(rf"\n+|(?<=[.!?。！？])\s+|\s+(?={_MARKER}\s)")
 _STUTTER = re.compile(r"((?=[^\W\d_])\w{1,6}?)\1{7,}")
 _LONGEST_PERIOD = 30
+_RULES = str.maketrans("", "", "|-=")  # the lines that tables and headings are drawn with
 
 
 def is_degenerate(text: str) -> str | None:
     """Why `text` is no usable text: "empty", "not-words" or "repetitive"; None for an ordinary one.
 
-    It is not words when less than a quarter of its visible characters are letters or digits, or a
+    It is not words when less than a quarter of its visible characters (lines of tables aside) are letters or digits, or a
     stuttered syllable (`lolololol…`) fills half of it. It is repetitive when sentences or list items that
     stood before make up two fifths of it, one short item fills four fifths of a list, or a run of words
     that repeats four times without a break (a single word: six times) fills half of it.
@@ -66,7 +67,8 @@ def is_degenerate(text: str) -> str | None:
     visible = re.sub(r"\s", "", text)
     if not visible:
         return "empty"
-    if _letters(visible) < 0.25 * len(visible):
+    letters = _letters(visible)
+    if not letters or letters < 0.25 * len(visible.translate(_RULES)):
         return "not-words"
     if any(len(match[0]) >= 0.5 * len(visible) for match in _STUTTER.finditer(visible)):
         # "very very very" stutters too once its spaces are gone; with spaces it is a repetition.

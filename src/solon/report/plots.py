@@ -118,7 +118,7 @@ def _curve(axes: Axes, values: Sequence[float], colour: str) -> None:
     steps = range(1, len(values) + 1)
     smooth = len(values) >= _SMOOTHED_FROM
     marker = "" if smooth else "o"
-    axes.plot(steps, values, marker, linestyle="-", color=colour, alpha=0.3 if smooth else 1, linewidth=1)
+    axes.plot(steps, values, marker=marker, color=colour, alpha=0.3 if smooth else 1, linewidth=1)
     if smooth:
         axes.plot(steps, moving_mean(values, _WINDOW), color=colour)
     axes.margins(x=0.03, y=0.15)

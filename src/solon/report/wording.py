@@ -90,12 +90,14 @@ def _comparison(found: Numbers | None, opening: str) -> list[str]:
 def _refusals(models: Mapping[str, Numbers]) -> list[str]:
     if not {"base", "rl"} <= models.keys():
         return []
-    base, rl = models["base"], models["rl"]
+    rates = {
+        name: f"{percent(models['rl'][name])} (base: {percent(models['base'][name])})"
+        for name in ("refusal_rate", "over_refusal_rate", "degenerate_rate")
+    }
     return [
-        f"The RL model refused {percent(rl['refusal_rate'])} of the harmful requests "
-        f"(base: {percent(base['refusal_rate'])}) and {percent(rl['over_refusal_rate'])} of the ordinary ones "
-        f"(base: {percent(base['over_refusal_rate'])}); {percent(rl['degenerate_rate'])} of its answers were "
-        f"degenerate (base: {percent(base['degenerate_rate'])})."
+        f"The RL model refused {rates['refusal_rate']} of the harmful requests and "
+        f"{rates['over_refusal_rate']} of the ordinary ones; {rates['degenerate_rate']} of its answers "
+        "were degenerate."
     ]
 
 

@@ -107,13 +107,17 @@ class Trainer:
             beta,
             generator,
             self._accelerator.backward,
-            lambda sums: self._accelerator.reduce(sums, "sum"),
+            self._sum_over_ranks,
         )
         tokens = sum(len(e.answer) for e in sampled.episodes)
         self.state.record(step, "solon.ppo", metrics, tokens, time.monotonic() - start)
         beta = self._next_beta(beta, metrics["kl"])
         self.state.save(step + 1, beta=beta)
         return beta
+
+    def _sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums over all processes; they travel on the accelerator's device, as NCCL wants them."""
+        return self._accelerator.reduce(sums.to(self._accelerator.device), "sum").cpu()
 
     def _next_beta(self, beta: float, kl: float) -> float:
         if self._settings.kl_target is None:

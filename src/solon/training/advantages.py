@@ -119,10 +119,11 @@ class AdaptiveKL:
         """
         if not math.isfinite(kl):
             raise RunError(f"adaptive KL: the measured KL is {kl}. Lower the learning rate and run again.")
-        if MAX_KL_ERROR * episodes >= self.horizon:
+        least = MAX_KL_ERROR * episodes
+        if least >= self.horizon:
             raise UsageError(
-                f"adaptive KL: horizon {self.horizon} is too short for {episodes} episodes a step, "
-                f"beta could fall to 0. Set a horizon above {MAX_KL_ERROR * episodes:g}, better {10 * episodes}."
+                f"adaptive KL: horizon {self.horizon} is too short for {episodes} episodes, beta could "
+                f"reach 0. Set a horizon above {least:g}, better {10 * episodes}."
             )
         error = min(max(kl / self.target - 1, -MAX_KL_ERROR), MAX_KL_ERROR)
         return beta * (1 + error * episodes / self.horizon)

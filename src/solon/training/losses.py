@@ -61,7 +61,8 @@ def value_loss(
     published PPO code (Huang et al. 2022, "The 37 implementation details of PPO", no. 9).
     """
     clipped_BT = value_old_BT + (value_new_BT - value_old_BT).clamp(-clip, clip)
-    worse_BT = torch.maximum((value_new_BT - return_BT).square(), (clipped_BT - return_BT).square())
+    free_BT = _valid(value_new_BT - return_BT, mask_BT)
+    worse_BT = torch.maximum(free_BT.square(), _valid(clipped_BT - return_BT, mask_BT).square())
     return 0.5 * masked_mean(worse_BT, mask_BT)
 
 

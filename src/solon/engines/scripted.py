@@ -1,0 +1,82 @@
+"""An engine whose answers are a function: for tests of everything that stands on an engine.
+
+Tokens are the words between spaces. It is deterministic and counts tokens as the local engine does.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solon.engines.base import Completion, Conversation, GenerateRequest, Score, ScoreRequest
+from solon.errors import RunError
+
+END = 0
+
+Reply = Callable[[GenerateRequest], str]
+Logprobs = Callable[[ScoreRequest], Sequence[float]]
+Hidden = Callable[[ScoreRequest, float], Sequence[float]]
+
+
+class ScriptedEngine:
+    """Implements `Engine` and `HiddenStates`. A request without its function raises RunError."""
+
+    def __init__(
+        self,
+        reply: Reply | None = None,
+        logprobs: Logprobs | None = None,
+        hidden: Hidden | None = None,
+        name: str = "scripted",
+    ) -> None:
+        self.tokens_generated = 0
+        self.tokens_read = 0
+        self._reply, self._logprobs, self._hidden = reply, logprobs, hidden
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        if self._reply is None:
+            raise RunError(f"{self.name} has no reply function and cannot generate.")
+        return [self._cut(request, self._reply(request)) for request in requests]
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        if self._logprobs is None:
+            raise RunError(f"{self.name} has no logprobs function and cannot score.")
+        self._read(requests)
+        return [Score(tuple(self._logprobs(request))) for request in requests]
+
+    def hidden_means(self, requests: Sequence[ScoreRequest], layer: float) -> NDArray[np.float64]:
+        if self._hidden is None:
+            raise RunError(f"{self.name} has no hidden function and has no hidden states.")
+        self._read(requests)
+        return np.array([self._hidden(request, layer) for request in requests], dtype=np.float64)
+
+    def _cut(self, request: GenerateRequest, text: str) -> Completion:
+        """A reply of `max_tokens` words or more is cut and never reaches its end token."""
+        words = text.split()
+        prompt_tokens = _count(request.conversation)
+        self.tokens_read += prompt_tokens
+        ids = tuple(_token(word) for word in words[: request.sampling.max_tokens])
+        if len(words) >= request.sampling.max_tokens:
+            self.tokens_generated += len(ids)
+            return Completion(" ".join(words[: len(ids)]), ids, "length", prompt_tokens)
+        self.tokens_generated += len(ids) + 1
+        return Completion(text.strip(), (*ids, END), "stop", prompt_tokens)
+
+    def _read(self, requests: Sequence[ScoreRequest]) -> None:
+        for request in requests:
+            if not request.continuation.split():
+                raise RunError(f"{self.name}: an empty continuation cannot be scored.")
+            self.tokens_read += _count(request.conversation) + len(request.continuation.split())
+
+
+def _token(word: str) -> int:
+    return 1 + zlib.crc32(word.encode())
+
+
+def _count(conversation: Conversation) -> int:
+    return sum(len(message.content.split()) for message in conversation)

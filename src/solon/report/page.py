@@ -1,0 +1,184 @@
+"""The report: one HTML file that holds everything it shows, in any browser, light, dark or printed.
+
+Prompts, principles and model output are hostile text: the template escapes all of it, and a content
+security policy forbids the page to run or fetch anything.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from solon.report import wording
+from solon.report.figures import figures
+from solon.report.rundata import RunData, read_run
+from solon.report.transcripts import panels, rejections, threads
+from solon.store import write_atomically
+
+THREADS, RED_TEAM_PANELS, HELPFUL_PANELS = 6, 6, 4
+MODELS = ("base", "sl", "rl")
+_SETS = {"red_team": "red-team", "helpful": "ordinary"}
+# Control characters are no HTML; a lone surrogate cannot be written at all.
+_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the page's top row."""
+
+    value: str
+    label: str
+    detail: str
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run folder, finished or not; its path.
+
+    Raises:
+        RunError: no such folder, or a file in it is damaged.
+    """
+    path = run / "report.html"
+    write_atomically(path, render(read_run(run)))
+    return path
+
+
+def render(run: RunData) -> str:
+    """The page as a string."""
+    page = _environment().get_template("page.html.j2").render(_context(run))
+    return _UNWRITABLE.sub("\ufffd", page)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("percent", "interval", "count", "decimal", "duration", "reading"):
+        environment.filters[name] = getattr(wording, name)
+    return environment
+
+
+def _context(run: RunData) -> dict[str, Any]:
+    evaluation = run.summary.get("evaluation", {})
+    filters = run.summary.get("filters", rejections(run.revised))
+    return {
+        "title": run.summary.get("recipe", run.name),
+        "facts": _facts(run.summary),
+        "warnings": run.summary.get("warnings", []),
+        "verdict": wording.verdict(run.summary),
+        "missing": run.missing,
+        "tiles": _tiles(run.summary),
+        "models": [(m, evaluation["models"][m]) for m in MODELS if m in evaluation.get("models", {})],
+        "pairwise": evaluation.get("pairwise", []),
+        "measures": _measures(run.summary),
+        "figures": figures(run),
+        "threads": threads(run.revised, THREADS),
+        "panels": {
+            "red_team": panels(run.answers, run.verdicts, "red_team", RED_TEAM_PANELS),
+            "helpful": panels(run.answers, run.verdicts, "helpful", HELPFUL_PANELS),
+        },
+        "filters": sorted(filters.items(), key=lambda item: (-item[1], item[0])),
+        "revisions": run.summary.get("revisions"),
+        "constitution": run.constitution,
+        "stages": _stages(run),
+        "recipe": run.recipe,
+        "names": wording.NAMES,
+        "sets": _SETS,
+    }
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was run, on what, by what; absent entries are left out."""
+    constitution = summary.get("constitution", {})
+    told = {
+        "Model": summary.get("model"),
+        "Constitution": " ".join(str(constitution[k]) for k in ("name", "version") if k in constitution),
+        "Digest": constitution.get("digest"),
+        "Seed": summary.get("seed"),
+        "Device": " · ".join(str(summary[k]) for k in ("device", "dtype") if k in summary),
+        "Solon": summary.get("solon"),
+    }
+    return [(name, str(value)) for name, value in told.items() if value not in (None, "")]
+
+
+def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
+    evaluation = summary.get("evaluation", {})
+    return [*_win_tiles(evaluation.get("pairwise", [])), *_refusal_tiles(evaluation.get("models", {}))]
+
+
+def _win_tiles(pairwise: Sequence[Mapping[str, Any]]) -> list[Tile]:
+    return [
+        Tile(
+            wording.percent(p["win_rate"]),
+            f"RL preferred to base on {_SETS[p['on']]} prompts",
+            f"95 % interval {wording.interval(p['ci95'])}, n = {p['n']}",
+        )
+        for p in pairwise
+        if (p["a"], p["b"]) == ("rl", "base")
+    ]
+
+
+def _refusal_tiles(models: Mapping[str, Any]) -> list[Tile]:
+    if not {"base", "rl"} <= models.keys():
+        return []
+    kinds = (("refusal", "harmful requests refused"), ("over_refusal", "ordinary ones refused"))
+    return [_refusal_tile(models["base"], models["rl"], kind, label) for kind, label in kinds]
+
+
+def _refusal_tile(base: Mapping[str, Any], rl: Mapping[str, Any], kind: str, label: str) -> Tile:
+    before, after = wording.percent(base[f"{kind}_rate"]), wording.percent(rl[f"{kind}_rate"])
+    detail = f"RL: 95 % interval {wording.interval(rl[f'{kind}_ci95'])}"
+    return Tile(f"{before} → {after}", f"{label}, base → RL", detail)
+
+
+def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """How well the instruments worked: (what, figure, interval, n)."""
+    judge, reward, ppo = (summary.get(key, {}) for key in ("judge", "reward_model", "ppo"))
+    kind = str(judge.get("kind", "")).replace("_", " ")
+    rows = [
+        _accuracy(f"Judge of the training pairs ({kind})", judge, "check"),
+        _accuracy(f"Judge of the evaluation ({kind})", judge, "evaluation"),
+    ]
+    if "heldout_accuracy" in reward:
+        shares = (wording.percent(reward["heldout_accuracy"]), wording.interval(reward["ci95"]))
+        rows.append(("Reward model on held-out pairs", *shares, wording.count(reward["n"])))
+    if "ece" in reward:
+        rows.append(
+            ("Reward model's calibration error (ECE)", wording.percent(reward["ece"]), wording.NONE, "")
+        )
+    if ppo:
+        change = f"{wording.decimal(ppo['reward_first'])} → {wording.decimal(ppo['reward_last'])}"
+        rows.append(
+            ("PPO: mean reward, first → last steps", change, wording.NONE, wording.count(ppo["episodes"]))
+        )
+        rows.append(
+            ("PPO: KL from the SL model, nats an episode", wording.decimal(ppo["kl"]), wording.NONE, "")
+        )
+    return [row for row in rows if row]
+
+
+def _accuracy(name: str, judge: Mapping[str, Any], key: str) -> tuple[str, str, str, str] | None:
+    if f"{key}_accuracy" not in judge:
+        return None
+    share, ci95 = wording.percent(judge[f"{key}_accuracy"]), wording.interval(judge[f"{key}_ci95"])
+    return name, share, ci95, wording.count(judge[f"{key}_n"])
+
+
+def _stages(run: RunData) -> dict[str, Any]:
+    """The cost table: a row for each stage, and the totals."""
+    total = sum(stage["seconds"] for stage in run.stages)
+    rows = [
+        {
+            **{key: stage[key] for key in ("name", "seconds", "tokens", "rows", "reused")},
+            "share": stage["seconds"] / total if total else 0.0,
+            "resumed": run.resumed.get(stage["name"], 0),
+        }
+        for stage in run.stages
+    ]
+    return {"rows": rows, "seconds": total, "tokens": sum(stage["tokens"] for stage in run.stages)}

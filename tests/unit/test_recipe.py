@@ -1,0 +1,66 @@
+"""Recipes: shipped ones load, faults are named with line and fix, settings are checked together."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from solon import shipped
+from solon.errors import ProblemsError, UsageError
+from solon.recipe import Recipe, dump, load_recipe
+
+
+@pytest.mark.parametrize("name", shipped.names("recipes", ".yaml"))
+def test_shipped_recipes_load_and_round_trip(name: str, tmp_path: Path) -> None:
+    recipe, _ = load_recipe(name)
+    path = tmp_path / "again.yaml"
+    path.write_text(dump(recipe))
+    assert load_recipe(path)[0] == recipe
+
+
+def test_overrides() -> None:
+    recipe, _ = load_recipe("demo", ("revise.rounds=5", "reinforce.sampling.temperature=0.5", "seed=11"))
+    assert (recipe.revise.rounds, recipe.reinforce.sampling.temperature, recipe.seed) == (5, 0.5, 11)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("revise.rounds", "write it as key=value"),
+        ("revise.rouns=3", "Did you mean `rounds`"),
+        ("name.a=3", "has no keys below it"),
+        ("seed=[1", "no YAML value"),
+        ("reinforce.sampling.top_p=0.9", "top_p must be 1"),
+        ("reinforce.minibatch=64", r"minibatch \(64\) must not exceed episodes"),
+        ("evaluate.prompts=1", "greater than or equal to 2"),
+    ],
+)
+def test_bad_overrides_say_what_and_how(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_recipe("demo", (override,))
+
+
+def test_faults_carry_lines(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nsede: 3\nrevise:\n  rounds: 0\nfinetune:\n  optimiser: {lr: 3}\n")
+    with pytest.raises(ProblemsError) as caught:
+        load_recipe(path)
+    assert {p.line for p in caught.value.problems} == {2, 4, 6}
+    assert "Did you mean `seed`?" in str(caught.value)
+
+
+def test_every_field_has_bounds_or_words() -> None:
+    """A setting is documented where it is declared."""
+    bare = [
+        f"{section}.{name}"
+        for section, field in Recipe.model_fields.items()
+        if hasattr(field.annotation, "model_fields") and not (field.annotation.__doc__ or "").strip()
+        for name in field.annotation.model_fields
+    ]
+    assert bare == []
+
+
+def test_recipe_and_plan_import_no_torch() -> None:
+    code = "import sys, solon.cli, solon.recipe, solon.plan, solon.pipeline; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

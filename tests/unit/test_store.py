@@ -1,0 +1,129 @@
+"""The run folder: a torn journal, atomic freezing, a lock between processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from solon.errors import RunError, UsageError
+from solon.progress import Reporter
+from solon.records import Prompt, Row, Written, arrow_schema
+from solon.store import Batch, EventLog, Journal, Workspace, locked, read_manifest, read_rows, write_rows
+
+
+def _prompt(text: str) -> Prompt:
+    return Prompt(origin="file:x", text=text, kind="red_team", split="train")
+
+
+def _workspace(folder: Path) -> Workspace:
+    workspace = Workspace("stage", folder / "s", EventLog(folder / "events.jsonl"), Reporter(quiet=True))
+    workspace.begin("key")
+    return workspace
+
+
+@given(cut=st.integers(min_value=0, max_value=400))
+def test_journal_survives_a_cut_at_any_byte(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("journal") / "working.jsonl"
+    journal = Journal(path)
+    for i in range(4):
+        journal.append(Batch(str(i), [{"text": "é\n" * i}], 0.5, i))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    survivors = whole[:cut].count(b"\n")
+    again = Journal(path)
+    assert list(again.batches) == [str(i) for i in range(survivors)]
+    again.append(Batch("next", [], 0.0, 0))
+    assert list(Journal(path).batches) == [*(str(i) for i in range(survivors)), "next"]
+
+
+def test_finished_batches_are_not_done_again(tmp_path: Path) -> None:
+    plan = [("a", ["one"]), ("b", ["two"]), ("c", ["three"])]
+    calls: list[str] = []
+
+    def work(items: list[str]) -> tuple[list[Prompt], int]:
+        calls.extend(items)
+        if items == ["two"] and calls.count("two") == 1:
+            raise KeyboardInterrupt
+        return [_prompt(text) for text in items], 1
+
+    with pytest.raises(KeyboardInterrupt):
+        _workspace(tmp_path).batches(plan, Prompt, work, "prompts")
+    rows = _workspace(tmp_path).batches(plan, Prompt, work, "prompts")
+    assert calls == ["one", "two", "two", "three"]
+    assert [row.text for row in rows] == ["one", "two", "three"]
+
+
+def test_another_key_starts_afresh(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path)
+    workspace.batches([("a", ["one"])], Prompt, lambda items: ([_prompt(items[0])], 1), "prompts")
+    workspace.begin("another key")
+    assert workspace.journal.batches == {}
+
+
+def test_rows_round_trip_with_empty_columns(tmp_path: Path) -> None:
+    row = Written(
+        origin="m",
+        prompt_id="p",
+        prompt="q",
+        prompt_kind="helpful",
+        kind="answer",
+        text="",
+        request="q",
+        sampling="{}",
+        tokens=0,
+        finish="length",
+    )
+    write_rows(tmp_path / "rows.parquet", Written, [row, row.changed(score=0.5, parents=("a", "b"))])
+    again = read_rows(tmp_path / "rows.parquet", Written)
+    assert again[0] == row
+    assert (again[1].score, again[1].parents) == (0.5, ("a", "b"))
+    assert again[1].id != row.id
+    write_rows(tmp_path / "none.parquet", Written, [])
+    assert read_rows(tmp_path / "none.parquet", Written) == []
+
+
+def test_schema_names_every_field() -> None:
+    assert arrow_schema(Prompt).names == list(Prompt.model_fields)
+    assert set(Row.model_fields) <= set(arrow_schema(Written).names)
+
+
+def test_id_is_of_the_content() -> None:
+    assert _prompt("x").id == _prompt("x").id != _prompt("y").id
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(RunError, match=r"rows\.parquet: cannot be read"):
+        read_rows(tmp_path / "rows.parquet", Prompt)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        read_manifest(tmp_path)
+
+
+def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\nfrom solon.store import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UsageError, match="another process works here"), locked(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    with locked(tmp_path):
+        pass
+
+
+def test_events_are_lines(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write("step", loss=1.5, text="two\nlines")
+    event = json.loads((tmp_path / "events.jsonl").read_text())
+    assert (event["event"], event["loss"], event["text"]) == ("step", 1.5, "two\nlines")
