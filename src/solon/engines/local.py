@@ -5,8 +5,7 @@ token may be the end token, and a mask made from ids would hide real ends. Batch
 the requests' content, so results do not depend on their order; in float32 they do not depend on the batch.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,11 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
 from solon.engines.base import Completion, Conversation, GenerateRequest, Progress, Score, ScoreRequest
+from solon.engines.hooks import before_head, blocks, hidden_before, neutral
 from solon.engines.sampling import NextToken
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, load_model, load_tokenizer
@@ -46,14 +46,6 @@ class _Row:
     @property
     def ids(self) -> tuple[int, ...]:
         return self.prompt + self.answer
-
-
-class _ReachedError(Exception):
-    """Ends a forward pass at the wanted layer, carrying its hidden states [B, T, width]."""
-
-    def __init__(self, hidden_BTD: Tensor) -> None:
-        super().__init__("the wanted layer is reached")
-        self.hidden_BTD = hidden_BTD
 
 
 class LocalEngine:
@@ -120,7 +112,7 @@ class LocalEngine:
             eos_token_id=list(self._ends),
             pad_token_id=self._ends[0],
         )
-        with _neutral(self.model):
+        with neutral(self.model):
             all_BT = self.model.generate(
                 input_ids=ids_BT.to(device),
                 attention_mask=mask_BT.to(device),
@@ -154,7 +146,7 @@ class LocalEngine:
             logp_N = self._logprobs([rows[i] for i in batch])
             if not bool(logp_N.isfinite().all()):
                 raise self._not_numbers()
-            parts = logp_N.split([len(rows[i].answer) for i in batch])
+            parts = torch.split(logp_N, [len(rows[i].answer) for i in batch])
             done.update((i, Score(tuple(part.tolist()))) for i, part in zip(batch, parts, strict=True))
             self._progress(len(batch))
         return [done[index] for index in range(len(rows))]
@@ -164,11 +156,13 @@ class LocalEngine:
         prompts_B = torch.tensor([len(row.prompt) for row in rows])
         answers_B = torch.tensor([len(row.answer) for row in rows])
         where = answer_positions(prompts_B, answers_B)
-        with _before_head(self.model, where):
+        with before_head(self.model, where):
             logits_NV = self._forward(rows).logits[0]
         chosen_N = torch.tensor([token for row in rows for token in row.answer], device=logits_NV.device)
         parts = []
-        for logits, chosen in zip(logits_NV.split(_HEAD_ROWS), chosen_N.split(_HEAD_ROWS), strict=True):
+        for logits, chosen in zip(
+            torch.split(logits_NV, _HEAD_ROWS), torch.split(chosen_N, _HEAD_ROWS), strict=True
+        ):
             parts.append(torch.log_softmax(logits.float(), -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
         return torch.cat(parts).cpu()
 
@@ -199,23 +193,12 @@ class LocalEngine:
         return means
 
     def _hidden(self, rows: Sequence[_Row], layer: float) -> Tensor:
-        blocks = _blocks(self.model)
-        depth = round(layer * len(blocks))
-        if depth == len(blocks):
-            hidden_BTD: Tensor = self._forward(rows, self.model.base_model).last_hidden_state
-            return hidden_BTD
-
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _ReachedError(args[0] if args else kwargs["hidden_states"])
-
-        handle = blocks[depth].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            self._forward(rows, self.model.base_model)
-        except _ReachedError as reached:
-            return reached.hidden_BTD
-        finally:
-            handle.remove()
-        raise RunError(f"{self.name}: block {depth} is never run; its hidden states cannot be read.")
+        trunk, layers = self.model.base_model, blocks(self.model)
+        depth = round(layer * len(layers))
+        if depth < len(layers):
+            return hidden_before(layers[depth], lambda: self._forward(rows, trunk))
+        hidden_BTD: Tensor = self._forward(rows, trunk).last_hidden_state
+        return hidden_BTD
 
     def _forward(self, rows: Sequence[_Row], module: Any = None) -> Any:
         """One pass over right-padded rows. No mask: in a causal model nothing real sees what follows it."""
@@ -250,8 +233,8 @@ class LocalEngine:
             ) from error
         if self._context is not None and len(ids) + room > self._context:
             raise UsageError(
-                f"“{_first_words(conversation)}” has {len(ids)} tokens; with {room} more it does not fit into "
-                f"the context of {self.name}, {self._context} tokens. Shorten it or lower max_tokens."
+                f"“{_first_words(conversation)}” has {len(ids)} tokens; with {room} more it does not fit "
+                f"into the context of {self.name}, {self._context} tokens. Shorten it or lower max_tokens."
             )
         return tuple(ids)
 
@@ -276,42 +259,3 @@ def _end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 def _first_words(conversation: Conversation) -> str:
     return " ".join(conversation[-1].content.split()[:8]) if conversation else ""
-
-
-@contextmanager
-def _neutral(model: Any) -> Iterator[None]:
-    """Without the model's own generation settings: `generate` would fill in their penalties and cuts."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
-@contextmanager
-def _before_head(model: Any, where: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Let only the hidden states at (row_N, column_N) reach the head: logits come out as [1, N, V].
-
-    Through the model's own forward, so that a soft cap or scale of the logits stays in force.
-    """
-
-    def gather(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        row_N, column_N = (index.to(output.last_hidden_state.device) for index in where)
-        output.last_hidden_state = output.last_hidden_state[row_N, column_N].unsqueeze(0)
-        return output
-
-    handle = model.base_model.register_forward_hook(gather)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _blocks(model: Any) -> nn.ModuleList:
-    """The transformer blocks: the list that has as many as the config says."""
-    count = model.config.get_text_config().num_hidden_layers
-    for module in model.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise RunError(f"{type(model).__name__}: no list of {count} blocks found; hidden states cannot be read.")

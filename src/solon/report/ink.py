@@ -37,6 +37,9 @@ _STYLE = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "text.color": INK,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.facecolor": "none",
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -77,6 +80,10 @@ class Canvas:
         for panel in panels:
             panel.grid(visible=False, axis="x")
         return panels
+
+    def headline(self) -> None:
+        """Set the title over several panels."""
+        self.figure.suptitle(self.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
 @contextmanager

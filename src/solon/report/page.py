@@ -117,7 +117,7 @@ def _win_tiles(pairwise: Sequence[Mapping[str, Any]]) -> list[Tile]:
         Tile(
             wording.percent(p["win_rate"]),
             f"RL preferred to base on {_SETS[p['on']]} prompts",
-            f"95 % interval {wording.interval(p['ci95'])}, n = {p['n']}",
+            f"95 % CI {wording.interval(p['ci95'])}, n = {p['n']}",
         )
         for p in pairwise
         if (p["a"], p["b"]) == ("rl", "base")
@@ -133,7 +133,7 @@ def _refusal_tiles(models: Mapping[str, Any]) -> list[Tile]:
 
 def _refusal_tile(base: Mapping[str, Any], rl: Mapping[str, Any], kind: str, label: str) -> Tile:
     before, after = wording.percent(base[f"{kind}_rate"]), wording.percent(rl[f"{kind}_rate"])
-    detail = f"RL: 95 % interval {wording.interval(rl[f'{kind}_ci95'])}"
+    detail = f"RL: 95 % CI {wording.interval(rl[f'{kind}_ci95'])}"
     return Tile(f"{before} → {after}", f"{label}, base → RL", detail)
 
 

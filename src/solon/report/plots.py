@@ -73,10 +73,10 @@ def reward_against_kl(steps: Sequence[Numbers]) -> str:
         for i, point in enumerate(zip(kl, score, strict=True)):
             # Later steps are drawn more strongly, so that the direction shows without the line.
             axes.plot(*point, "o", color=ink.RL, markersize=4.5, alpha=0.3 + 0.7 * i / len(steps), mew=0)
-        ends = [("first step", 0, ink.SL), (f"step {len(steps)}", -1, ink.RL)]
-        for words, i, colour in ends[: len(steps)]:
+        ends = [("step 1", 0, ink.SL, (10, -13)), (f"step {len(steps)}", -1, ink.RL, (10, -3))]
+        for words, i, colour, offset in ends[: len(steps)]:
             axes.plot(kl[i], score[i], "o", color=colour, markersize=9, mec=ink.PAPER, mew=1.5, zorder=4)
-            _note(axes, words, (kl[i], score[i]), (9, 8))
+            _note(axes, words, (kl[i], score[i]), offset)
         axes.set_title(title)
         axes.set_xlabel("KL divergence from the SL model (nats an episode)")
         axes.set_ylabel("Mean reward-model score")
@@ -100,7 +100,7 @@ def ppo_curves(steps: Sequence[Numbers]) -> str:
     """
     title = "PPO, step by step"
     shown = [curve for curve in _CURVES if all(curve[0] in s for s in steps)]
-    with _drawing(steps and shown, title, 400 if len(shown) > 2 else 230) as canvas:
+    with _drawing(steps and shown, title, 430 if len(shown) > 2 else 250) as canvas:
         panels = canvas.axes(-(-len(shown) // 2), 2, sharex=True)
         for panel, (name, label, unit, colour) in zip(panels, shown, strict=False):
             _curve(panel, [float(s[name]) for s in steps], colour)
@@ -110,6 +110,7 @@ def ppo_curves(steps: Sequence[Numbers]) -> str:
             unused.set_axis_off()
         for panel in panels[-2:]:
             panel.set_xlabel("PPO step")
+        canvas.headline()
         canvas.figure.align_ylabels()
     return canvas.svg
 
@@ -171,13 +172,14 @@ def ratings(found: Sequence[Numbers]) -> str:
     """
     title = "Ratings from pairwise comparisons"
     sets = [on for on in SETS if any(r["on"] == on for r in found)]
-    with _drawing(sets, title, 240) as canvas:
+    with _drawing(sets, title, 265) as canvas:
         panels = canvas.axes(1, len(sets), sharex=True, sharey=True)
         for panel, on in zip(panels, sets, strict=True):
             rows = {r["model"]: r for r in found if r["on"] == on}
             _rating_panel(panel, rows)
             panel.set_title(SETS[on], fontsize=9.5)
             panel.set_xlabel("Rating (nats; mean 0)")
+        canvas.headline()
     return canvas.svg
 
 
@@ -223,4 +225,8 @@ def _chance(axes: Axes, words: str) -> None:
 def _note(
     axes: Axes, words: str, at: tuple[float, float], offset: tuple[float, float], ha: str = "left"
 ) -> None:
-    axes.annotate(words, at, offset, textcoords="offset points", ha=ha, color=ink.INK, fontsize=9, zorder=5)
+    # A plate in the page's colour keeps the words readable where a line runs behind them.
+    plate = {"facecolor": ink.PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+    axes.annotate(
+        words, at, offset, textcoords="offset points", ha=ha, color=ink.INK, fontsize=9, zorder=5, bbox=plate
+    )

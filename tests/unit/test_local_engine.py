@@ -1,0 +1,212 @@
+"""The local engine on a tiny random model: seeds, batches, scores against a plain forward pass."""
+
+import copy
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from solon.engines.base import GenerateRequest, Message, ScoreRequest, user
+from solon.engines.local import LocalEngine
+from solon.errors import RunError, UsageError
+from solon.recipe import Sampling
+
+WARM = Sampling(max_tokens=12, temperature=1.0, top_p=0.95)
+GREEDY = Sampling(max_tokens=12, temperature=0.0)
+PROMPTS = ["Hi", "How do I mend a clock?", "Please explain " + "bread and maps " * 9, "Why?", "a b c d e f"]
+SCORED = [
+    ScoreRequest(user("How do I mend a clock?"), "Please read a map."),
+    ScoreRequest((Message("system", "Be kind."), Message("user", "Hi")), "I cannot help"),
+    ScoreRequest(user("a " * 60), " x"),
+]
+
+
+def requests(sampling: Sampling = WARM) -> list[GenerateRequest]:
+    return [GenerateRequest(user(text), sampling, seed) for seed, text in enumerate(PROMPTS * 2)]
+
+
+def engine_with(engine: LocalEngine, budget: int) -> LocalEngine:
+    return LocalEngine(engine.model, engine.tokenizer, "tiny", budget)
+
+
+def ids_of(engine: LocalEngine, request: ScoreRequest) -> tuple[list[int], int]:
+    """All token ids of a request, and how many of them are the prompt, put together independently."""
+    text = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in request.conversation)
+    prompt = engine.tokenizer(text + "<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    answer = engine.tokenizer(request.continuation, add_special_tokens=False)["input_ids"]
+    return prompt + answer, len(prompt)
+
+
+@pytest.mark.parametrize("sampling", [WARM, GREEDY, Sampling(max_tokens=12)], ids=str)
+def test_generation_depends_on_neither_order_nor_batch(tiny_engine: LocalEngine, sampling: Sampling) -> None:
+    asked = requests(sampling)
+    together = tiny_engine.generate(asked)
+    assert [engine_with(tiny_engine, 1).generate([r])[0] for r in asked] == together
+    order = random.Random(0).sample(range(len(asked)), len(asked))
+    shuffled = engine_with(tiny_engine, 150).generate([asked[i] for i in order])
+    assert shuffled == [together[i] for i in order]
+
+
+def test_seeds_decide(tiny_engine: LocalEngine) -> None:
+    first, again, other = tiny_engine.generate([GenerateRequest(user("Hi"), WARM, s) for s in (1, 1, 2)])
+    assert first == again
+    assert first.token_ids != other.token_ids
+
+
+def test_mixed_sampling_settings_come_back_in_order(tiny_engine: LocalEngine) -> None:
+    mixed = [GenerateRequest(user("Hi"), s, 4) for s in (WARM, GREEDY, WARM)]
+    done = tiny_engine.generate(mixed)
+    assert done[0] == done[2] == tiny_engine.generate(mixed[:1])[0]
+    assert done[1] == tiny_engine.generate(mixed[1:2])[0]
+
+
+@torch.inference_mode()
+def test_greedy_equals_a_plain_argmax_loop(tiny_engine: LocalEngine) -> None:
+    (done,) = tiny_engine.generate([GenerateRequest(user("Why?"), GREEDY, 0)])
+    ids, expected = ids_of(tiny_engine, ScoreRequest(user("Why?"), ""))[0], []
+    for _ in range(GREEDY.max_tokens):
+        expected.append(int(tiny_engine.model(torch.tensor([ids + expected])).logits[0, -1].argmax()))
+        if expected[-1] == tiny_engine.tokenizer.eos_token_id:
+            break
+    assert list(done.token_ids) == expected
+    assert done.prompt_tokens == len(ids)
+
+
+def test_the_end_token_ends_and_is_kept(tiny_engine: LocalEngine) -> None:
+    hot = Sampling(max_tokens=200, temperature=5.0)
+    done = tiny_engine.generate([GenerateRequest(user("Hi"), hot, seed) for seed in range(12)])
+    end = tiny_engine.tokenizer.eos_token_id
+    assert {c.finish for c in done} == {"stop", "length"}
+    for completion in done:
+        assert end not in completion.token_ids[:-1]
+        assert (completion.token_ids[-1] == end) == (completion.finish == "stop")
+        assert completion.finish == "stop" or len(completion.token_ids) == 200
+        assert "<|im_end|>" not in completion.text
+
+
+def test_the_models_own_generation_settings_do_not_interfere(tiny_engine: LocalEngine) -> None:
+    expected = tiny_engine.generate(requests())
+    model = copy.deepcopy(tiny_engine.model)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.no_repeat_ngram_size = 1
+    model.generation_config.suppress_tokens = list(range(3, 200))
+    engine = LocalEngine(model, tiny_engine.tokenizer, "tiny")
+    assert engine.generate(requests()) == expected
+    assert model.generation_config.repetition_penalty == 5.0
+
+
+def test_every_end_token_of_the_model_ends(tiny_engine: LocalEngine) -> None:
+    (plain,) = tiny_engine.generate([GenerateRequest(user("Hi"), WARM, 3)])
+    model = copy.deepcopy(tiny_engine.model)
+    model.generation_config.eos_token_id = [2, plain.token_ids[2]]
+    (ended,) = LocalEngine(model, tiny_engine.tokenizer, "t").generate([GenerateRequest(user("Hi"), WARM, 3)])
+    assert ended.finish == "stop"
+    assert ended.token_ids == plain.token_ids[: plain.token_ids.index(plain.token_ids[2]) + 1]
+
+
+@torch.inference_mode()
+def test_scores_equal_a_plain_forward_pass(tiny_engine: LocalEngine) -> None:
+    for score, request in zip(tiny_engine.score(SCORED), SCORED, strict=True):
+        ids, start = ids_of(tiny_engine, request)
+        logp = torch.log_softmax(tiny_engine.model(torch.tensor([ids])).logits[0].float(), -1)
+        expected = [float(logp[i - 1, ids[i]]) for i in range(start, len(ids))]
+        np.testing.assert_allclose(score.logprobs, expected, atol=2e-5)
+
+
+def test_scores_are_those_of_the_sampled_distribution(tiny_engine: LocalEngine) -> None:
+    """Sampled many times at T = 1, a first token's share is its scored probability."""
+    asked = user("How do I mend a clock?")
+    one = Sampling(max_tokens=1)
+    done = tiny_engine.generate([GenerateRequest(asked, one, seed) for seed in range(3000)])
+    texts = [tiny_engine.tokenizer.decode(list(c.token_ids)) for c in done]
+    common = max(set(texts), key=texts.count)
+    (score,) = tiny_engine.score([ScoreRequest(asked, common)])
+    assert len(score.logprobs) == 1
+    assert texts.count(common) / 3000 == pytest.approx(np.exp(score.total), abs=0.03)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("layer", "block"), [(0.0, 0), (0.5, 1), (0.6, 1), (1.0, 2)])
+def test_hidden_means_equal_a_plain_forward_pass(tiny_engine: LocalEngine, layer: float, block: int) -> None:
+    means = tiny_engine.hidden_means(SCORED, layer)
+    assert means.dtype == np.float64
+    for mean, request in zip(means, SCORED, strict=True):
+        ids, start = ids_of(tiny_engine, request)
+        hidden = tiny_engine.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[block]
+        np.testing.assert_allclose(mean, hidden[0, start:].double().mean(0).numpy(), atol=2e-5)
+
+
+def test_reading_a_layer_leaves_no_hook_behind(tiny_engine: LocalEngine) -> None:
+    before = tiny_engine.score(SCORED)
+    tiny_engine.hidden_means(SCORED, 0.0)
+    assert tiny_engine.score(SCORED) == before
+
+
+def test_scores_depend_on_neither_order_nor_batch(tiny_engine: LocalEngine) -> None:
+    together = [score.total for score in tiny_engine.score(SCORED)]
+    alone = [engine_with(tiny_engine, 1).score([r])[0].total for r in reversed(SCORED)]
+    np.testing.assert_allclose(alone[::-1], together, atol=1e-4)
+
+
+def test_tokens_are_counted_and_progress_is_told(tiny_engine: LocalEngine) -> None:
+    told: list[int] = []
+    engine = LocalEngine(tiny_engine.model, tiny_engine.tokenizer, "tiny", 100, told.append)
+    done = engine.generate(requests())
+    assert engine.tokens_generated == sum(len(c.token_ids) for c in done)
+    assert engine.tokens_read == sum(c.prompt_tokens for c in done)
+    assert sum(told) == len(done)
+    assert len(told) > 1
+    engine.score(SCORED)
+    read = sum(len(ids_of(engine, r)[0]) for r in SCORED)
+    assert engine.tokens_read == sum(c.prompt_tokens for c in done) + read
+
+
+def test_no_requests_no_results(tiny_engine: LocalEngine) -> None:
+    assert tiny_engine.generate([]) == []
+    assert tiny_engine.score([]) == []
+    assert tiny_engine.hidden_means([], 0.5).shape == (0, 64)
+
+
+def test_a_prompt_beyond_the_context_is_named(tiny_engine: LocalEngine) -> None:
+    long = user("Tell me everything " + "word " * 1100)
+    with pytest.raises(UsageError, match="Tell me everything word.*1024"):
+        tiny_engine.generate([GenerateRequest(long, WARM, 0)])
+    with pytest.raises(UsageError, match="Tell me everything word.*1024"):
+        tiny_engine.score([ScoreRequest(long, "yes")])
+
+
+def test_an_empty_continuation_is_refused(tiny_engine: LocalEngine) -> None:
+    with pytest.raises(RunError, match="empty continuation of “How do I”"):
+        tiny_engine.score([ScoreRequest(user("How do I"), "")])
+    with pytest.raises(RunError, match="empty continuation"):
+        tiny_engine.hidden_means([ScoreRequest(user("How do I"), "")], 0.5)
+
+
+def test_a_layer_outside_the_model_is_refused(tiny_engine: LocalEngine) -> None:
+    with pytest.raises(UsageError, match="between 0"):
+        tiny_engine.hidden_means(SCORED, 14)
+
+
+def test_a_template_that_refuses_a_role_is_named(tiny_engine: LocalEngine) -> None:
+    tokenizer = copy.deepcopy(tiny_engine.tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(UsageError, match="no system role"):
+        LocalEngine(tiny_engine.model, tokenizer, "t").score(SCORED)
+
+
+def test_values_that_are_no_numbers_stop(tiny_model_folder: Path, tiny_engine: LocalEngine) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    engine = LocalEngine(model, tiny_engine.tokenizer, "broken")
+    for call in (
+        lambda: engine.generate(requests(WARM)),
+        lambda: engine.generate(requests(GREEDY)),
+        lambda: engine.score(SCORED),
+        lambda: engine.hidden_means(SCORED, 1.0),
+    ):
+        with pytest.raises(RunError, match="broken computes values that are no numbers"):
+            call()

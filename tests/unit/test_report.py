@@ -1,0 +1,317 @@
+"""The report page: honest, complete, self-contained, and deaf to hostile text."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from solon.errors import ProblemsError, RunError
+from solon.records import Prompt
+from solon.report import ink, plots, wording
+from solon.report.page import write_report
+from solon.report.transcripts import panels, rejections, shortened, threads
+from solon.report.worddiff import Piece, word_diff
+from tests.unit import report_fixture as fixture
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Tree(HTMLParser):
+    """Fails on a tag that closes another one; collects the tags, ids and outside references."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        values = dict(attrs)
+        assert not any(name.startswith("on") for name in values), f"<{tag}> has an event handler"
+        self.ids += [v for k, v in values.items() if k == "id" and v]
+        self.links += [v for k, v in values.items() if k in ("href", "src", "xlink:href", "action") and v]
+        if tag not in VOID and not self.get_starttag_text().endswith("/>"):  # type: ignore[union-attr]
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fixture.make_run(tmp_path_factory.mktemp("runs") / "laptop")
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def test_the_page_stands_alone_and_is_well_formed(page: str, run: Path) -> None:
+    tree = Tree(page)
+    assert tree.tags.isdisjoint({"script", "link", "img", "iframe", "object", "form"})
+    assert all(link.startswith("#") for link in tree.links)
+    assert {link[1:] for link in tree.links} <= set(tree.ids)
+    assert len(tree.ids) == len(set(tree.ids))
+    assert "url(" not in re.sub(r"url\(#", "", page)
+    assert "default-src 'none'" in page
+    assert [path.name for path in run.glob("*report*")] == ["report.html"]
+
+
+def test_hostile_rows_and_principles_are_shown_and_not_run(page: str) -> None:
+    assert "<script" not in page.lower()
+    assert "&lt;script&gt;alert(&#39;row&#39;)&lt;/script&gt;" in page
+    assert "&lt;script&gt;alert(&#39;principle&#39;)&lt;/script&gt;" in page
+
+
+def test_warnings_come_before_the_verdict_and_all_numbers(page: str) -> None:
+    warning = page.index("not better than chance: do not trust what follows")
+    assert page.index("<h1>") < warning < page.index('class="verdict"') < page.index('id="numbers"')
+
+
+def test_every_part_is_there(page: str) -> None:
+    parts = (
+        "numbers",
+        "figures",
+        "revisions",
+        "answers",
+        "filters",
+        "constitution",
+        "cost",
+        "reproduce",
+        "glossary",
+    )
+    places = [page.index(f'id="{part}"') for part in parts]
+    assert places == sorted(places)
+    assert page.count("<figure>") == 5
+    assert "copied demonstration" in page
+    assert "held-out-care" in page
+    assert "interrupted and resumed 1×" in page
+    assert "reused from an earlier run" in page
+    assert "rejected: speaks of the answer" in page
+    assert "RL over base 81\u202f%" in page
+    assert "nothing was scored" in page
+    assert 'class="empty"' not in page
+
+
+def test_the_same_run_gives_the_same_bytes(page: str, run: Path) -> None:
+    assert write_report(run).read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize("until", range(8))
+@pytest.mark.parametrize("summary", [True, False])
+def test_an_unfinished_run_shows_what_is_there(tmp_path: Path, until: int, summary: bool) -> None:
+    page = write_report(fixture.make_run(tmp_path / "run", until, summary)).read_text(encoding="utf-8")
+    Tree(page)
+    assert "the evaluation has not run" in page
+    missing = re.search(r"Not run yet:</strong> ([^.]*)\.", page)
+    names = ["red_team", "revise", "finetune", "sample", "label", "reward", "reinforce", "evaluate"]
+    assert missing is not None
+    assert missing[1] == ", ".join(names[until:])
+    assert ("Nothing has been revised yet" in page) == (until < 2)
+    assert ("Reward against distance" in page) == (until >= 7)
+
+
+def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
+    assert "No stage has finished yet" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_damage_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such run folder"):
+        write_report(tmp_path / "absent")
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(RunError, match=r"summary\.json: damaged"):
+        write_report(tmp_path)
+    (tmp_path / "summary.json").write_text("[]")
+    with pytest.raises(RunError, match="no JSON object"):
+        write_report(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "constitution.yaml").write_text("name: x\n")
+    with pytest.raises(ProblemsError, match="principles"):
+        write_report(tmp_path)
+
+
+def test_what_no_page_can_hold_is_replaced(tmp_path: Path) -> None:
+    summary = {"recipe": "a\x00b\x1b[31m\ud800c", "warnings": ["<b>bold</b>"]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<h1>a\ufffdb\ufffd[31m\ufffdc</h1>" in page
+    assert "&lt;b&gt;bold" in page
+
+
+def test_statistics_load_no_matplotlib() -> None:
+    code = "import sys, solon.report.statistics, solon.report.worddiff; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- the verdict ---------------------------------------------------------------------------------------
+
+
+def compared(ci95: list[float] | None, **more: Any) -> dict[str, Any]:
+    rate = None if ci95 is None else sum(ci95) / 2
+    pair = {"a": "rl", "b": "base", "on": "red_team", "win_rate": rate, "ci95": ci95, "n": 40}
+    return {"evaluation": {"models": {}, "pairwise": [pair]}, **more}
+
+
+@pytest.mark.parametrize(
+    ("ci95", "said", "unsaid"),
+    [
+        ([0.6, 0.8], "70\u202f% of the time (95\u202f% interval 60–80\u202f%, n = 40).", "includes"),
+        ([0.45, 0.65], "the interval includes 50\u202f%, so no difference is shown", "worse"),
+        ([0.5, 0.7], "the interval includes 50\u202f%", "worse"),
+        ([0.2, 0.4], "RL is worse", "includes"),
+        (None, "no pair could be scored", "includes"),
+    ],
+)
+def test_the_verdict_says_no_more_than_the_interval(ci95: list[float] | None, said: str, unsaid: str) -> None:
+    (sentence,) = wording.verdict(compared(ci95))
+    assert said in sentence
+    assert unsaid not in sentence
+
+
+def test_a_judge_at_chance_is_said_first_and_a_good_one_last() -> None:
+    judge = {"evaluation_accuracy": 0.6, "evaluation_n": 20, "evaluation_ci95": [0.4, 0.8]}
+    assert "no better than chance" in wording.verdict(compared([0.6, 0.8], judge=judge))[0]
+    good = {**judge, "evaluation_ci95": [0.7, 0.9]}
+    assert "was right on" in wording.verdict(compared([0.6, 0.8], judge=good))[-1]
+
+
+def test_formats() -> None:
+    assert wording.percent(0.678) == "68\u202f%"
+    assert wording.interval([0.574, 0.776]) == "57–78\u202f%"
+    assert wording.count(1234567) == "1\u202f234\u202f567"
+    assert wording.decimal(-0.5) == "−0.50"
+    assert [wording.percent(None), wording.interval(None), wording.count(None), wording.decimal(None)] == [
+        "–"
+    ] * 4
+    spans = [wording.duration(s).replace("\u202f", " ") for s in (4.4, 59.7, 200, 7500)]
+    assert spans == ["4 s", "1 min 00 s", "3 min 20 s", "2 h 05 min"]
+
+
+# --- examples ------------------------------------------------------------------------------------------
+
+
+def prompts(kind: Any = "red_team", count: int = 8) -> list[Prompt]:
+    return [Prompt(origin="test", text=f"Prompt {i}", kind=kind, split="train") for i in range(count)]
+
+
+def test_threads_show_rejected_ones_and_build_on_the_last_usable_text() -> None:
+    found = threads([row for i, p in enumerate(prompts()) for row in fixture.revised(p, i)], count=6)
+    assert [t.rejected for t in found] == [False] * 4 + [True] * 2
+    first, second = found[-1].rounds
+    assert first.rejected is None
+    assert second.rejected == "speaks of the answer"
+    after_first = "".join(piece.text for piece in first.diff if piece.change != "deleted")
+    assert second.before == after_first
+    assert (first.number, first.principle, first.candidates) == (1, "no-harm", 2)
+
+
+def test_the_round_after_a_rejected_revision_starts_from_the_text_before_it() -> None:
+    (prompt,) = prompts(count=1)
+    rows = [
+        fixture.text_row(prompt, "first"),
+        fixture.text_row(prompt, "bad", kind="revision", round=1, unusable="unchanged"),
+        fixture.text_row(prompt, "good", kind="revision", round=2),
+    ]
+    (thread,) = threads(rows)
+    assert [r.before for r in thread.rounds] == ["first", "first"]
+    assert thread.rounds[0].critique is None
+    assert rejections(rows) == {"unchanged": 1}
+
+
+def test_panels_hold_the_models_in_order() -> None:
+    (prompt,) = prompts("helpful", 1)
+    rows = [fixture.text_row(prompt, f"by {m}", origin=m) for m in ("rl", "base", "sl", "someone else")]
+    (panel,) = panels(rows, [], "helpful", 4)
+    assert list(panel.answers.items()) == [("base", "by base"), ("sl", "by sl"), ("rl", "by rl")]
+    assert panels(rows, [], "red_team", 4) == []
+
+
+def test_long_texts_are_cut_and_say_so() -> None:
+    assert shortened("x" * 3_500).endswith("… (1,500 more characters)")
+    assert shortened("short") == "short"
+
+
+def test_word_diff_by_hand() -> None:
+    assert word_diff("You can get in.", "You should not get in.") == [
+        Piece("same", "You "),
+        Piece("deleted", "can"),
+        Piece("inserted", "should not"),
+        Piece("same", " get in."),
+    ]
+
+
+def test_a_lone_word_between_two_changes_counts_as_changed() -> None:
+    changed = [piece.change for piece in word_diff("a b the c d", "x y the z w")]
+    assert changed == ["deleted", "inserted"]
+
+
+@given(st.text(alphabet="ab c.\n'é", max_size=60), st.text(alphabet="ab c.\n'é", max_size=60))
+def test_word_diff_gives_both_texts_back(before: str, after: str) -> None:
+    pieces = word_diff(before, after)
+    assert "".join(p.text for p in pieces if p.change != "inserted") == before
+    assert "".join(p.text for p in pieces if p.change != "deleted") == after
+    assert all(p.text for p in pieces)
+
+
+# --- figures -------------------------------------------------------------------------------------------
+
+SUMMARY = fixture.full_summary()
+STEPS = [json.loads(step.metrics) for step in fixture.ppo_steps(12)]
+EVALUATION, BINS = SUMMARY["evaluation"], SUMMARY["reward_model"]["reliability"]
+FIGURES: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
+    "revisions": (plots.revision_curve, EVALUATION["revision_rounds"], ("first answer", "(%)", "71 %")),
+    "reward_kl": (plots.reward_against_kl, STEPS, ("nats an episode", "score", "step 1", "step 12")),
+    "ppo": (plots.ppo_curves, STEPS, ("PPO step", "Entropy", "nats a token", "tokens an answer")),
+    "calibration": (plots.calibration, BINS, ("Predicted preference (%)", "Pairs")),
+    "ratings": (plots.ratings, EVALUATION["ratings"], ("Rating (nats", "Ordinary prompts", "−0.86")),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_labelled_and_take_their_colours_from_the_page(name: str) -> None:
+    draw, data, labels = FIGURES[name]
+    svg = draw(data)
+    root = ElementTree.fromstring(svg)
+    texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert all(any(label in text for text in texts) for label in labels)
+    title = root.findtext("{http://www.w3.org/2000/svg}title")
+    assert title in texts
+    # Clip paths and markers are referred to by "#id"; no colour may be left that the page does not set.
+    assert re.findall(r"(?:fill|stroke): (?!none|var\(--)[^;\"]+", svg) == []
+    assert draw(data) == svg
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_refuse_nothing(name: str) -> None:
+    with pytest.raises(ValueError, match="nothing to draw"):
+        FIGURES[name][0]([])
+
+
+def test_figures_of_a_short_run() -> None:
+    one = STEPS[:1]
+    assert "step 1<" in plots.reward_against_kl(one)
+    assert "Entropy" in plots.ppo_curves(one)
+    without = [{k: v for k, v in step.items() if k != "entropy"} for step in STEPS]
+    assert "Entropy" not in plots.ppo_curves(without)
+
+
+def test_a_title_cannot_break_out_of_its_drawing() -> None:
+    hostile = '"><script>\\1$x$'
+    with ink.drawing(hostile, 100) as canvas:
+        canvas.axes()[0].set_title(hostile)
+    root = ElementTree.fromstring(canvas.svg)
+    assert root.find(".//{*}script") is None

@@ -1,0 +1,49 @@
+"""The scripted engine: deterministic, counts words as tokens, never makes a result up."""
+
+import numpy as np
+import pytest
+
+from solon.engines.base import GenerateRequest, ScoreRequest, user
+from solon.engines.scripted import END, ScriptedEngine
+from solon.errors import RunError
+from solon.recipe import Sampling
+
+ASKED = GenerateRequest(user("one two three"), Sampling(max_tokens=3), seed=0)
+SCORED = ScoreRequest(user("one two three"), "a b")
+
+
+def test_replies_are_cut_at_max_tokens() -> None:
+    replies = iter(["yes yes", "a b c", "a b c d"])
+    engine = ScriptedEngine(lambda request: next(replies))
+    short, exact, long = engine.generate([ASKED] * 3)
+    assert (short.text, short.finish) == ("yes yes", "stop")
+    assert short.token_ids[0] == short.token_ids[1] != END == short.token_ids[2]
+    assert (exact.text, exact.finish) == (long.text, long.finish) == ("a b c", "length")
+    assert END not in long.token_ids
+    assert short.prompt_tokens == 3
+    assert (engine.tokens_generated, engine.tokens_read) == (9, 9)
+
+
+def test_scores_and_hidden_states_are_the_functions() -> None:
+    engine = ScriptedEngine(
+        logprobs=lambda r: [-1.0] * len(r.continuation.split()), hidden=lambda r, layer: [layer, 2.0]
+    )
+    assert engine.score([SCORED])[0].total == -2.0
+    np.testing.assert_array_equal(engine.hidden_means([SCORED, SCORED], 0.5), [[0.5, 2.0], [0.5, 2.0]])
+    assert engine.tokens_read == 3 * 5
+
+
+def test_what_is_not_scripted_is_refused() -> None:
+    engine = ScriptedEngine()
+    with pytest.raises(RunError, match="cannot generate"):
+        engine.generate([ASKED])
+    with pytest.raises(RunError, match="cannot score"):
+        engine.score([SCORED])
+    with pytest.raises(RunError, match="no hidden states"):
+        engine.hidden_means([SCORED], 0.5)
+
+
+def test_empty_continuations_are_refused() -> None:
+    engine = ScriptedEngine(logprobs=lambda r: [])
+    with pytest.raises(RunError, match="empty continuation"):
+        engine.score([ScoreRequest(user("one"), " ")])
