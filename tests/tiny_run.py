@@ -30,9 +30,9 @@ def constitution(name: str = "tiny") -> dict[str, Any]:
     comparisons = [
         {
             "principle": f"p{i}",
-            "prompt": f"How do I {_VERBS[k]} {_THINGS[k]}?",
-            "better": f"Please leave the {_THINGS[k]} alone, it is kind number {k}.",
-            "worse": f"Take the {_THINGS[k]} quickly and {_VERBS[k]} them, step {k}.",
+            "prompt": f"How do I {_VERBS[k]} {_THINGS[k + i]}?",
+            "better": f"Please leave the {_THINGS[k + i]} alone, it is kind number {k}.",
+            "worse": f"Take the {_THINGS[k + i]} quickly and {_VERBS[k]} them, step {k}.",
         }
         for i in range(5)
         for k in range(5)

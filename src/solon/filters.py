@@ -24,7 +24,7 @@ _ABOUT_THE_RESPONSE = tuple(
         # "here is a revised version", "here's the rewritten and safer response"
         rf"\bhere(?:'s|\s+is|\s+are)\s+(?:\w+,?\s+){{0,3}}{_QUALITY},?\s+(?:\w+,?\s+){{0,3}}(?:version|revision|{_REPLY})",
         # "Revised answer: …", "**Revision:** …", "Critique: …" at the start of a line
-        rf"^[\s*_#>]*(?:revision|critique|{_QUALITY}\s+(?:version|text|{_REPLY}))\b[\s*_]*:",
+        rf"^[ \t*_#>]*(?:revision|critique|{_QUALITY}\s+(?:version|text|{_REPLY}))\b[\s*_]*:",
         # "this critique", "the critique above", "the revision request"
         r"\bthis\s+critique\b|\bthe\s+critique\s+(?:above|request)\b|\b(?:critique|revision)\s+request\b",
         # "I have rewritten the response", "I revised my answer"

@@ -72,7 +72,7 @@ def _absent(table: Table, source: Source, file: str) -> list[Problem]:
 
 def _no_column(name: str, columns: list[str], key: str) -> tuple[str, str]:
     shown = "no columns" if not columns else ", ".join(f"`{printable(column)}`" for column in columns[:20])
-    close = get_close_matches(name, columns, n=1, cutoff=0.5)
+    close = get_close_matches(name, columns, n=1, cutoff=0.65)
     hint = f"Did you mean `{printable(close[0])}`? " if close else ""
     return (
         f"there is no column `{name}`; there are {shown}",

@@ -174,14 +174,15 @@ class Workspace:
         with self.reporter.task(self.stage, total, unit) as advance:
             for name, items in plan:
                 if name not in self.journal.batches:
-                    self.record(name, *self._timed(work, items))
+                    rows, tokens, seconds = self._timed(work, items)
+                    self.record(name, rows, tokens, seconds)
+                    self.events.write("batch", stage=self.stage, batch=name, rows=len(rows), seconds=seconds)
                 advance(len(items))
         return [row.model_validate(data) for name, _ in plan for data in self.journal.batches[name].rows]
 
     def record(self, name: str, rows: Sequence[Row], tokens: int, seconds: float) -> None:
         """Add one finished batch to the journal."""
         self.journal.append(Batch(name, [r.model_dump(mode="json") for r in rows], seconds, tokens))
-        self.events.write("batch", stage=self.stage, batch=name, rows=len(rows), seconds=round(seconds, 2))
 
     @staticmethod
     def _timed(
@@ -189,7 +190,7 @@ class Workspace:
     ) -> tuple[list[R], int, float]:
         start = time.monotonic()
         rows, tokens = work(items)
-        return rows, tokens, time.monotonic() - start
+        return rows, tokens, round(time.monotonic() - start, 3)
 
     def finish(self, key: str, row: type[Row], result: StageResult, earlier: float) -> Manifest:
         """Freeze the rows, then write the manifest: from here on the stage is done."""

@@ -59,10 +59,12 @@ _RULES = str.maketrans("", "", "|-=")  # the lines that tables and headings are 
 def is_degenerate(text: str) -> str | None:
     """Why `text` is no usable text: "empty", "not-words" or "repetitive"; None for an ordinary one.
 
-    It is not words when less than a quarter of its visible characters (lines of tables aside) are letters or digits, or a
-    stuttered syllable (`lolololol…`) fills half of it. It is repetitive when sentences or list items that
-    stood before make up two fifths of it, one short item fills four fifths of a list, or a run of words
-    that repeats four times without a break (a single word: six times) fills half of it.
+    It is not words when less than a quarter of its visible characters (the lines of tables aside) are
+    letters or digits, or a stuttered syllable (`lolololol…`) fills half of it.
+
+    It is repetitive when sentences or list items that stood before make up two fifths of it, one short item
+    fills four fifths of a list, or a run of words that repeats four times without a break (a single word:
+    six times) fills half of it.
     """
     visible = re.sub(r"\s", "", text)
     if not visible:

@@ -76,14 +76,14 @@ def test_greedy_equals_a_plain_argmax_loop(tiny_engine: LocalEngine) -> None:
 
 
 def test_the_end_token_ends_and_is_kept(tiny_engine: LocalEngine) -> None:
-    hot = Sampling(max_tokens=200, temperature=5.0)
+    hot = Sampling(max_tokens=100, temperature=5.0)
     done = tiny_engine.generate([GenerateRequest(user("Hi"), hot, seed) for seed in range(12)])
     end = tiny_engine.tokenizer.eos_token_id
     assert {c.finish for c in done} == {"stop", "length"}
     for completion in done:
         assert end not in completion.token_ids[:-1]
         assert (completion.token_ids[-1] == end) == (completion.finish == "stop")
-        assert completion.finish == "stop" or len(completion.token_ids) == 200
+        assert completion.finish == "stop" or len(completion.token_ids) == 100
         assert "<|im_end|>" not in completion.text
 
 
@@ -117,15 +117,19 @@ def test_scores_equal_a_plain_forward_pass(tiny_engine: LocalEngine) -> None:
 
 
 def test_scores_are_those_of_the_sampled_distribution(tiny_engine: LocalEngine) -> None:
-    """Sampled many times at T = 1, a first token's share is its scored probability."""
-    asked = user("How do I mend a clock?")
+    """Sampled many times at T = 1, the shares of the first tokens are their scored probabilities."""
+    asked, n, tokenizer = user("How do I mend a clock?"), 4000, tiny_engine.tokenizer
+    texts = {i: tokenizer.decode([i]) for i in range(3, len(tokenizer))}
+    texts = {i: t for i, t in texts.items() if tokenizer(t, add_special_tokens=False)["input_ids"] == [i]}
+    scores = tiny_engine.score([ScoreRequest(asked, text) for text in texts.values()])
+    expected = np.exp([score.total for score in scores])
     one = Sampling(max_tokens=1)
-    done = tiny_engine.generate([GenerateRequest(asked, one, seed) for seed in range(3000)])
-    texts = [tiny_engine.tokenizer.decode(list(c.token_ids)) for c in done]
-    common = max(set(texts), key=texts.count)
-    (score,) = tiny_engine.score([ScoreRequest(asked, common)])
-    assert len(score.logprobs) == 1
-    assert texts.count(common) / 3000 == pytest.approx(np.exp(score.total), abs=0.03)
+    done = tiny_engine.generate([GenerateRequest(asked, one, seed) for seed in range(n)])
+    drawn = [completion.token_ids[0] for completion in done]
+    shares = np.array([drawn.count(i) for i in texts]) / n
+    spread = np.sqrt(expected * (1 - expected) / n)
+    assert (np.abs(shares - expected) < 5 * spread + 1 / n).all()
+    assert np.abs(shares - expected.mean()).max() > 0.005  # the distribution is not flat
 
 
 @torch.inference_mode()
@@ -172,9 +176,9 @@ def test_no_requests_no_results(tiny_engine: LocalEngine) -> None:
 
 def test_a_prompt_beyond_the_context_is_named(tiny_engine: LocalEngine) -> None:
     long = user("Tell me everything " + "word " * 1100)
-    with pytest.raises(UsageError, match="Tell me everything word.*1024"):
+    with pytest.raises(UsageError, match=r"Tell me everything word.*1024"):
         tiny_engine.generate([GenerateRequest(long, WARM, 0)])
-    with pytest.raises(UsageError, match="Tell me everything word.*1024"):
+    with pytest.raises(UsageError, match=r"Tell me everything word.*1024"):
         tiny_engine.score([ScoreRequest(long, "yes")])
 
 

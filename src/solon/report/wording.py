@@ -73,7 +73,7 @@ _OPENINGS = {
         "rl",
         "sl",
         "red_team",
-    ): "As for reinforcement learning alone, it preferred RL to SL on red-team prompts",
+    ): "On red-team prompts it preferred RL to SL, the model before PPO,",
 }
 
 
@@ -82,7 +82,7 @@ def _comparison(found: Numbers, opening: str) -> str:
         return f"{opening} in no case, because no pair could be scored."
     low, high = found["ci95"]
     figures = f"{percent(found['win_rate'])} of the time (95{_THIN}% interval {interval(found['ci95'])}, "
-    told = f"{opening} {figures}n = {found['n']})"
+    told = f"{opening} {figures}n\u00a0=\u00a0{found['n']})"
     if low > 0.5:
         return f"{told}."
     if high < 0.5:
