@@ -58,7 +58,7 @@ def run(
     loaded, path = load_recipe(recipe, tuple(set_ or ()))
     folder = run_dir or Path("runs") / loaded.name
     reporter = Reporter()
-    prepared = Run(loaded, path.parent, folder, reporter)
+    prepared = Run(loaded, path.parent, folder, reporter, fetch=not dry_run)
     if dry_run:
         _print_plan(prepared, until)
         return
@@ -191,6 +191,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|trl|peft)\b")

@@ -73,7 +73,7 @@ class Constitution(_Frozen):
     name: Name
     version: Annotated[str, StringConstraints(min_length=1, max_length=32)]
     description: str = ""
-    principles: tuple[Principle, ...] = Field(min_length=1)
+    principles: tuple[Principle, ...]
     demonstrations: Demonstrations = Demonstrations()
 
     @property

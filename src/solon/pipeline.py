@@ -1,11 +1,12 @@
 """Runs the stages in order, reuses what is unchanged, and goes on where a killed run stopped."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from solon import embedded
 from solon import recipe as recipes
 from solon.constitution import MIN_COMPARISONS, Constitution, Purpose, dump, load_constitution
 from solon.digest import digest
@@ -46,8 +47,10 @@ class Planned:
 class Run:
     """A recipe bound to a run folder."""
 
-    def __init__(self, recipe: Recipe, beside: Path, folder: Path, reporter: Reporter) -> None:
-        """Bind and check. Nothing is written yet.
+    def __init__(
+        self, recipe: Recipe, beside: Path, folder: Path, reporter: Reporter, fetch: bool = True
+    ) -> None:
+        """Bind and check. Nothing is written yet, and without `fetch` no model is downloaded.
 
         Raises:
             UsageError: the constitution or a prompt file is faulty, or the folder is another recipe's.
@@ -57,7 +60,9 @@ class Run:
         self.beside = beside
         self.constitution = load_constitution(_constitution_path(recipe, beside))
         self._reporter = reporter
-        self._base = resolve(recipe.model)
+        if fetch and recipe.model == embedded.NAME and not embedded.fetched():
+            reporter.say(f"Fetching the embedded model {embedded.TITLE} (98 MB, once).")
+        self._base = resolve(recipe.model, fetch)
         prompt_paths(recipe, beside)
         _check_fit(recipe, self.constitution)
         _check_owner(folder, recipe)
@@ -93,7 +98,18 @@ class Run:
                 self._announce(stage, manifest, reused)
                 outputs[stage.name] = manifest.output
                 done.append((manifest, reused))
-        return done
+            return done + self._finished_after(stages, outputs)
+
+    def _finished_after(
+        self, stages: Sequence[Stage], outputs: dict[str, str]
+    ) -> list[tuple[Manifest, bool]]:
+        """Later stages that an earlier call finished and that are still up to date."""
+        later = []
+        for stage in STAGES[len(stages) :]:
+            if manifest := self._reusable(stage, outputs):
+                outputs[stage.name] = manifest.output
+                later.append((manifest, True))
+        return later
 
     def _reusable(self, stage: Stage, outputs: Mapping[str, str]) -> Manifest | None:
         if any(name not in outputs for name in stage.inputs):

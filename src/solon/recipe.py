@@ -18,6 +18,29 @@ from solon.yamlfile import Document, load, validate
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults(cls, given: Any) -> Any:
+        """A group that is given in part keeps its own defaults for the rest, not those of its class."""
+        if not isinstance(given, dict):
+            return given
+        groups = {
+            name: _merged(field.default.model_dump(), given[name])
+            for name, field in cls.model_fields.items()
+            if isinstance(field.default, BaseModel) and isinstance(given.get(name), dict)
+        }
+        return {**given, **groups}
+
+
+def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `defaults`, group by group."""
+    inner = {
+        name: _merged(defaults[name], value)
+        for name, value in given.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return {**defaults, **given, **inner}
+
 
 class Sampling(_Settings):
     """How a text is sampled."""

@@ -98,12 +98,14 @@ class Batch:
 class StageResult:
     """What a stage returns: its rows, figures for the report, and the outputs other than rows.
 
-    `outputs` are files or folders below the stage's own folder that later stages read.
+    `outputs` are files or folders below the stage's own folder that later stages read; `tokens` are
+    those that no batch of the journal has counted.
     """
 
     rows: Sequence[Row]
     metrics: dict[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    tokens: int = 0
 
 
 class Journal:
@@ -203,7 +205,7 @@ class Workspace:
             output=outputs_digest(outputs),
             rows=len(result.rows),
             seconds=round(earlier + time.monotonic() - self._started, 2),
-            tokens=sum(batch.tokens for batch in self.journal.batches.values()),
+            tokens=result.tokens + sum(batch.tokens for batch in self.journal.batches.values()),
             metrics=result.metrics,
         )
         write_atomically(self.folder / "manifest.json", json.dumps(manifest.__dict__, indent=1))

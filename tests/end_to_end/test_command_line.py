@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one clear message, the right exit code, and a kill -9 that costs nothing."""
+"""The command line as a user meets it: one clear message, the right code, a kill -9 that costs nothing."""
 
 import json
 import os

@@ -24,6 +24,16 @@ def test_overrides() -> None:
     assert (recipe.revise.rounds, recipe.reinforce.sampling.temperature, recipe.seed) == (5, 0.5, 11)
 
 
+def test_a_group_given_in_part_keeps_its_own_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nreinforce: {sampling: {temperature: 0.8}}\nfinetune: {optimiser: {batch: 2}}\n")
+    recipe, _ = load_recipe(path, ("finetune.optimiser.save_every=3",))
+    default = Recipe(name="x")
+    assert recipe.reinforce.sampling == default.reinforce.sampling.model_copy(update={"temperature": 0.8})
+    changed = {"batch": 2, "save_every": 3}
+    assert recipe.finetune.optimiser == default.finetune.optimiser.model_copy(update=changed)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

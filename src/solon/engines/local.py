@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 
 from solon.engines.base import Completion, Conversation, GenerateRequest, Progress, Score, ScoreRequest
 from solon.engines.hooks import before_head, blocks, hidden_before, neutral
+from solon.engines.prefix import prefill
 from solon.engines.sampling import NextToken
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, load_model, load_tokenizer
@@ -101,10 +102,8 @@ class LocalEngine:
 
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[_Prompt], sampling: Sampling) -> list[Completion]:
-        width = max(len(p.ids) for p in prompts)
-        ids_BT = torch.tensor([[self._ends[0]] * (width - len(p.ids)) + [*p.ids] for p in prompts])
-        mask_BT = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts])
-        device = self.model.device
+        layout, cache = prefill(self.model, [p.ids for p in prompts], self._ends[0])
+        width, device = layout.ids_BT.shape[1], self.model.device
         chooser = NextToken(sampling, [p.seed for p in prompts], width, device)
         settings = GenerationConfig(
             max_new_tokens=sampling.max_tokens,
@@ -114,8 +113,9 @@ class LocalEngine:
         )
         with neutral(self.model):
             all_BT = self.model.generate(
-                input_ids=ids_BT.to(device),
-                attention_mask=mask_BT.to(device),
+                input_ids=layout.ids_BT.to(device),
+                attention_mask=layout.mask_BT.to(device),
+                past_key_values=cache,
                 generation_config=settings,
                 logits_processor=[chooser],
             )

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig
 
 from solon.errors import RunError
 from solon.models import load_model, load_tokenizer, pick_device, pick_dtype
@@ -25,9 +25,8 @@ from solon.records import Finish, Step, Written
 from solon.store import StageResult, Workspace
 from solon.text import complete_sentences, is_degenerate
 from solon.training.adapters import lora_config, save_merged
+from solon.training.answer_trainer import IGNORED, AnswerTrainer
 from solon.training.encoding import Encoded, Encoder
-
-_IGNORED = -100  # The label that the loss skips, by PyTorch's and transformers' convention
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
@@ -55,7 +54,8 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     save_merged(trainer.model, tokenizer, workspace.folder / "model", dtype)
     losses = [json.loads(step.metrics)["loss"] for step in steps]
     metrics = {"rows": len(pairs), "loss_first": losses[0], "loss_last": losses[-1]}
-    return StageResult(steps, metrics, outputs=("model",))
+    tokens = settings.optimiser.epochs * sum(len(e.ids) for e in encoded)
+    return StageResult(steps, metrics, outputs=("model",), tokens=tokens)
 
 
 def training_pairs(rows: Sequence[Written], settings: Finetune) -> Iterator[tuple[str, str, Finish]]:
@@ -90,7 +90,7 @@ def _ended(row: Written) -> tuple[str, Finish]:
 
 
 def _dataset(encoded: Sequence[Encoded]) -> Dataset:
-    labels = [[_IGNORED] * len(e.prompt) + list(e.answer) for e in encoded]
+    labels = [[IGNORED] * len(e.prompt) + list(e.answer) for e in encoded]
     return Dataset.from_dict({"input_ids": [list(e.ids) for e in encoded], "labels": labels})
 
 
@@ -102,7 +102,7 @@ def _trainer(
     watch: "_Watch",
     checkpoints: Path,
     dtype: torch.dtype,
-) -> SFTTrainer:
+) -> AnswerTrainer:
     settings = recipe.finetune
     optimiser = settings.optimiser
     on_cpu = pick_device(recipe.device) == "cpu"
@@ -128,7 +128,7 @@ def _trainer(
         seed=recipe.seed,
         data_seed=recipe.seed,
     )
-    return SFTTrainer(
+    trainer = AnswerTrainer(
         model=model,
         args=config,
         train_dataset=_dataset(encoded),
@@ -136,6 +136,8 @@ def _trainer(
         peft_config=lora_config(settings.lora) if settings.method == "lora" else None,
         callbacks=[watch],
     )
+    trainer.remove_callback(PrinterCallback)  # It prints raw dictionaries among our lines
+    return trainer
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]

@@ -105,17 +105,23 @@ class Reviser:
         return threads
 
     def _round(self, threads: Sequence[Thread], number: int) -> list[Thread]:
-        draws = [self._draw(t.prompt, number) for t in threads]
+        shown = self._examples(threads, number)
+        draws = [Draw(self._principle(t.prompt, number), shown) for t in threads]
         talks = [self._talk(t, d) for t, d in zip(threads, draws, strict=True)]
         if self._settings.critique:
             threads, talks = self._criticise(threads, talks, draws, number)
         return self._revise(threads, talks, draws, number)
 
-    def _draw(self, prompt: Prompt, number: int) -> Draw:
+    def _principle(self, prompt: Prompt, number: int) -> Principle:
         rng = random.Random(seed_from(self._seed, prompt.id, "round", number))
-        principle = self._constitution.draw(rng)
+        return self._constitution.draw(rng)
+
+    def _examples(self, threads: Sequence[Thread], number: int) -> tuple[Revised, ...]:
+        """Worked examples drawn anew each round, one draw a batch: an engine reads a common start once."""
+        ids = [t.prompt.id for t in threads]
+        rng = random.Random(seed_from(self._seed, ids, "examples", number))
         count = min(self._settings.demonstrations, len(self._demonstrations))
-        return Draw(principle, tuple(rng.sample(self._demonstrations, count)))
+        return tuple(rng.sample(self._demonstrations, count))
 
     def _talk(self, thread: Thread, draw: Draw) -> Conversation:
         """The worked examples, then the thread's own question and its current text."""

@@ -1,0 +1,81 @@
+"""Work that rows share is done once: a common start of all prompts, and equal prompts sampled several times.
+
+Few-shot examples and system texts stand at the start of many prompts, and best-of-n asks one prompt n
+times. Their keys and values are computed once and copied. Rows are laid out as [start][padding][rest],
+with explicit masks; positions count real tokens only, so the padding in the middle changes nothing.
+
+Names carry shapes: B rows, U different rows, T columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Prompts as columns: the first `shared` are the same in all rows; every row ends in the last."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    shared: int
+
+    def rows(self, index_B: Tensor) -> "Layout":
+        return Layout(self.ids_BT[index_B], self.mask_BT[index_B], self.shared)
+
+
+def common_start(rows: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all rows have in common, leaving each at least one token of its own."""
+    shortest = min(len(row) for row in rows) - 1
+    first = rows[0]
+    differ = (i for i in range(shortest) if any(row[i] != first[i] for row in rows))
+    return next(differ, max(0, shortest))
+
+
+def lay_out(rows: Sequence[Sequence[int]], pad: int) -> Layout:
+    """Pad rows to one width, between their common start and the rest."""
+    shared, width = common_start(rows), max(len(row) for row in rows)
+    gaps = [width - len(row) for row in rows]
+    ids = [[*row[:shared], *[pad] * gap, *row[shared:]] for row, gap in zip(rows, gaps, strict=True)]
+    mask = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
+    return Layout(torch.tensor(ids), torch.tensor(mask), shared)
+
+
+def prefill(model: Any, rows: Sequence[tuple[int, ...]], pad: int) -> tuple[Layout, DynamicCache]:
+    """Lay all rows out and compute what they share.
+
+    The cache holds the common start; where rows repeat, it holds all columns but the last, which
+    `generate` still needs to see. `generate` computes whatever columns the cache lacks.
+    """
+    unique = list(dict.fromkeys(rows))
+    place = {row: i for i, row in enumerate(unique)}
+    layout = lay_out(unique, pad)
+    cache = DynamicCache(config=model.config)
+    if layout.shared:
+        start = Layout(layout.ids_BT[:1], layout.mask_BT[:1], layout.shared)
+        _extend(model, cache, start, layout.shared)
+        cache.batch_repeat_interleave(len(unique))
+    if len(unique) < len(rows):
+        _extend(model, cache, layout, layout.ids_BT.shape[1] - 1)
+        cache.batch_select_indices(torch.tensor([place[row] for row in rows], device=model.device))
+    return layout.rows(torch.tensor([place[row] for row in rows])), cache
+
+
+def _extend(model: Any, cache: DynamicCache, layout: Layout, stop: int) -> None:
+    """Compute the columns from the cache's end up to `stop`."""
+    start = cache.get_seq_length()
+    if start >= stop:
+        return
+    mask_BT = layout.mask_BT[:, :stop]
+    positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+    model.base_model(
+        input_ids=layout.ids_BT[:, start:stop].to(model.device),
+        attention_mask=mask_BT.to(model.device),
+        position_ids=positions_BT[:, start:stop].to(model.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
