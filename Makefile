@@ -15,13 +15,16 @@ test-all: setup        ## all tests
 	$(BIN)/python -m pytest
 
 lint: setup            ## format, rules, types
-	$(BIN)/ruff format --check src tests bench examples
-	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 
 format: setup          ## apply the format
-	$(BIN)/ruff format src tests bench examples
-	$(BIN)/ruff check --fix src tests bench examples
+	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests bench
+
+bench: setup           ## measurements, one JSON line a figure
+	$(BIN)/python bench/refusal_agreement.py
 
 setup: $(STAMP)
 

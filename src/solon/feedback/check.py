@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from solon.constitution import Comparison, Constitution, Purpose
 from solon.digest import seed_from
 from solon.engines.local import LocalEngine
 from solon.feedback.base import Judge, Question
 from solon.feedback.choice import ChoiceJudge
-from solon.feedback.linear_probe import LinearProbe, comparison_features, fit
+from solon.feedback.linear_probe import LinearProbe
 from solon.recipe import JudgeSettings
 from solon.report.statistics import wilson
 
@@ -43,39 +41,20 @@ def open_judge(
     return ChoiceJudge(engine, comparisons, constitution.principles, settings.demonstrations, seed)
 
 
-def check_judge(
+def checked_judge(
     settings: JudgeSettings, constitution: Constitution, engine: LocalEngine, purpose: Purpose, seed: int
-) -> Check:
-    """Measure the judge on the constitution's comparisons of one purpose, held out from its fitting.
+) -> tuple[Judge, Check]:
+    """The judge, and how it does on the constitution's comparisons held out from its fitting.
 
     The probe is cross-validated; the choice judge never sees the asked comparison as a demonstration.
     """
-    comparisons = constitution.comparisons(purpose)
-    if settings.kind == "linear_probe":
-        correct = cross_validate(settings, comparisons, engine, seed)
+    judge = open_judge(settings, constitution, engine, purpose, seed)
+    if isinstance(judge, LinearProbe):
+        correct = judge.cross_validate(settings.folds, seed)
     else:
-        judge = open_judge(settings, constitution, engine, purpose, seed)
-        correct = _ask_all(judge, constitution, comparisons, seed)
+        correct = _ask_all(judge, constitution, constitution.comparisons(purpose), seed)
     hits = sum(correct)
-    return Check(settings.kind, hits / len(correct), len(correct), wilson(hits, len(correct)))
-
-
-def cross_validate(
-    settings: JudgeSettings, comparisons: Sequence[Comparison], engine: LocalEngine, seed: int
-) -> list[bool]:
-    """Whether each comparison is read rightly by a probe fitted on the other folds.
-
-    Folds go by prompt, so that two comparisons of one prompt are never on both sides.
-    """
-    better, worse = comparison_features(engine, comparisons, settings.layer)
-    folds = np.array([seed_from(seed, c.prompt) % settings.folds for c in comparisons])
-    correct = np.zeros(len(comparisons), dtype=bool)
-    for fold in range(settings.folds):
-        test = folds == fold
-        if test.any() and not test.all():
-            readout = fit(better[~test], worse[~test], settings.l2)
-            correct[test] = readout.score(better[test]) > readout.score(worse[test])
-    return [bool(c) for c in correct]
+    return judge, Check(settings.kind, hits / len(correct), len(correct), wilson(hits, len(correct)))
 
 
 def _ask_all(

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from solon.constitution import MIN_COMPARISONS, Comparison
+from solon.digest import seed_from
 from solon.engines.base import HiddenStates, ScoreRequest, user
 from solon.errors import UsageError
 from solon.feedback.base import Judgement, Question, sigmoid, unanswerable
@@ -75,12 +76,28 @@ class LinearProbe:
             )
         self._engine = engine
         self._layer = layer
-        better, worse = comparison_features(engine, comparisons, layer)
-        self._readout = fit(better, worse, l2)
+        self._l2 = l2
+        self._prompts = [c.prompt for c in comparisons]
+        self._better, self._worse = comparison_features(engine, comparisons, layer)
+        self._readout = fit(self._better, self._worse, l2)
 
     @property
     def name(self) -> str:
         return "linear_probe"
+
+    def cross_validate(self, folds: int, seed: int) -> list[bool]:
+        """Whether each comparison is read rightly by a readout fitted on the other folds.
+
+        Folds go by prompt, so that two comparisons of one prompt are never on both sides.
+        """
+        fold_of = np.array([seed_from(seed, prompt) % folds for prompt in self._prompts])
+        correct = np.zeros(len(fold_of), dtype=bool)
+        for fold in range(folds):
+            test = fold_of == fold
+            if test.any() and not test.all():
+                readout = fit(self._better[~test], self._worse[~test], self._l2)
+                correct[test] = readout.score(self._better[test]) > readout.score(self._worse[test])
+        return [bool(c) for c in correct]
 
     def scores(self, answers: Sequence[tuple[str, str]]) -> list[float]:
         """The readout of each (prompt, answer), in logits; equal pairs are read once."""

@@ -15,7 +15,7 @@ from solon.digest import seed_from
 from solon.engines.base import GenerateRequest
 from solon.engines.local import LocalEngine
 from solon.feedback.base import Judge, Question
-from solon.feedback.check import check_judge, open_judge
+from solon.feedback.check import checked_judge
 from solon.models import ModelSource, resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe, Sampling
@@ -34,8 +34,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     answers = _answers(recipe, inputs, workspace)
     write_rows(workspace.folder / "answers.parquet", Written, answers)
     engine = judge_engine(recipe, inputs.base)
-    check = check_judge(recipe.judge, inputs.constitution, engine, "evaluation", recipe.seed)
-    judge = open_judge(recipe.judge, inputs.constitution, engine, "evaluation", recipe.seed)
+    judge, check = checked_judge(recipe.judge, inputs.constitution, engine, "evaluation", recipe.seed)
     verdicts = list(_verdicts(recipe, inputs, judge, answers))
     resamples = recipe.evaluate.bootstrap
     metrics = {

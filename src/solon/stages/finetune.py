@@ -120,7 +120,7 @@ def _trainer(
         logging_nan_inf_filter=False,
         bf16=settings.method == "full" and dtype == torch.bfloat16,
         use_cpu=on_cpu,
-        gradient_checkpointing=not on_cpu,
+        activation_checkpointing=not on_cpu,
         dataloader_pin_memory=not on_cpu,
         max_length=None,
         report_to=[],

@@ -12,7 +12,7 @@ from itertools import combinations, groupby
 from solon.constitution import Principle
 from solon.digest import seed_from
 from solon.feedback.base import Judgement, Question
-from solon.feedback.check import check_judge, open_judge
+from solon.feedback.check import checked_judge
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Written
@@ -24,8 +24,7 @@ Drawn = tuple[Written, Written, Principle]
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     engine = judge_engine(recipe, inputs.base)
-    check = check_judge(recipe.judge, inputs.constitution, engine, "training", recipe.seed)
-    judge = open_judge(recipe.judge, inputs.constitution, engine, "training", recipe.seed)
+    judge, check = checked_judge(recipe.judge, inputs.constitution, engine, "training", recipe.seed)
     answers = inputs.rows("sample", Written)
     groups = [list(group) for _, group in groupby(answers, key=lambda row: row.prompt_id)]
 

@@ -25,6 +25,7 @@ from solon.stages.common import asks, choose
 from solon.store import StageResult, Workspace
 from solon.training.adapters import add_adapter, save_merged, trainable
 from solon.training.advantages import AdaptiveKL
+from solon.training.batching import minibatches
 from solon.training.encoding import Encoded, Encoder
 from solon.training.policy import Policy
 from solon.training.ppo import evaluate, improve
@@ -97,15 +98,16 @@ class Trainer:
         anneal(self._optimiser, settings.learning_rate, step, settings.steps)
         sampled = self._sample(step)
         scores = self._reward.score([e.ids for e in sampled.episodes])
-        rollout = evaluate(self.policy, sampled.episodes, sampled.finished, scores, settings)
         generator = torch.Generator().manual_seed(seed_from(self._recipe.seed, "minibatches", step))
+        plan = [minibatches(settings.episodes, settings.minibatch, generator) for _ in range(settings.epochs)]
+        rollout = evaluate(self.policy, sampled.episodes, sampled.finished, scores, settings, plan[0])
         metrics = improve(
             wrapped,
             self._optimiser,
             rollout,
             settings,
             beta,
-            generator,
+            plan,
             self._accelerator.backward,
             self._sum_over_ranks,
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from solon.constitution import Principle, Revised
 from solon.digest import seed_from
 from solon.engines.base import Completion, Conversation, Engine, GenerateRequest, Message
-from solon.feedback.base import Judge, mean_win
+from solon.feedback.base import Judge, Question, mean_win
 from solon.feedback.check import open_judge
 from solon.filters import clean, reject_revision
 from solon.pipeline import Inputs
@@ -191,17 +191,29 @@ class Reviser:
 
     def _keep_best(self, thread: Thread, draw: Draw, rows: Sequence[Written]) -> Thread:
         """Mark the candidate that the next round builds on; the thread moves only to a usable one."""
-        usable = [i for i, row in enumerate(rows) if row.unusable is None]
-        scores: dict[int, float | None] = {}
-        if self._judge and len(usable) > 1:
-            texts = [rows[i].text for i in usable]
-            wins = mean_win(self._judge, draw.principle, thread.prompt.text, texts)
-            scores = dict(zip(usable, wins, strict=True))
+        judged = self._judged(thread, draw, rows) if self._judge else list(rows)
+        usable = [i for i, row in enumerate(judged) if row.unusable is None]
         # An unscored candidate loses to any scored one; among equals the first sampled is kept.
-        best = max(usable, key=lambda i: (_or_least(scores.get(i)), -i), default=0)
-        marked = [row.changed(score=scores.get(i), chosen=i == best) for i, row in enumerate(rows)]
+        best = max(usable, key=lambda i: (_or_least(judged[i].score), -i), default=0)
+        marked = [row.changed(chosen=i == best) for i, row in enumerate(judged)]
         current = marked[best] if marked[best].unusable is None else thread.current
         return replace(thread, current=current, rows=(*thread.rows, *marked))
+
+    def _judged(self, thread: Thread, draw: Draw, rows: Sequence[Written]) -> list[Written]:
+        """The candidates with their score: the mean probability of beating the others and the text revised.
+
+        A candidate that the judge finds worse than the text it revises is no improvement: unusable.
+        """
+        assert self._judge is not None
+        usable = [i for i, row in enumerate(rows) if row.unusable is None]
+        before, prompt = thread.current.text, thread.prompt.text
+        wins = mean_win(self._judge, draw.principle, prompt, [*(rows[i].text for i in usable), before])
+        questions = [Question(draw.principle, prompt, rows[i].text, before) for i in usable]
+        judged = list(rows)
+        for i, win, against in zip(usable, wins, self._judge.compare(questions), strict=False):
+            worse = against.p_a is not None and against.p_a < 0.5
+            judged[i] = rows[i].changed(score=win, unusable="judged-worse" if worse else None)
+        return judged
 
     def _row(
         self,

@@ -1,5 +1,6 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on a frozen model, and their merging."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,21 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) ->
     merged.to(dtype).save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     replace_folder(temporary, folder)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write adapters in PEFT's format, the same bytes in every run.
+
+    PEFT writes the trunk's path, which is of this machine, a set in an order that differs between
+    processes, and a card with neither; all three would make equal runs look different.
+    """
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = None
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from solon.recipe import Reinforce
 from solon.training.advantages import gae, token_rewards, whiten
-from solon.training.batching import mask_of, minibatches
+from solon.training.batching import mask_of
 from solon.training.encoding import Encoded
 from solon.training.losses import explained_variance, masked_mean, policy_loss, value_loss
 from solon.training.policy import Policy, Reading
@@ -63,21 +63,27 @@ def evaluate(
     finished: Sequence[bool],
     scores: Tensor,
     settings: Reinforce,
+    plan: Sequence[Sequence[int]],
 ) -> Rollout:
     """Read the episodes under the old policy and the reference; apply the missing-end score.
 
     Args:
         scores: the reward model's normalised scores, [B].
+        plan: the first epoch's minibatches. Reading in the same batches makes the first ratio exactly 1
+            also in bfloat16, where a row's result depends a little on its neighbours' lengths.
     """
-    old = [policy(chunk) for chunk in _chunks(episodes, settings.minibatch)]
-    reference = [policy.reference_logprobs(chunk) for chunk in _chunks(episodes, settings.minibatch)]
+    chunks = [[episodes[i] for i in batch] for batch in plan]
+    old = [policy(chunk) for chunk in chunks]
+    reference = [policy.reference_logprobs(chunk) for chunk in chunks]
+    planned_B = torch.tensor([i for batch in plan for i in batch])
+    back_B = planned_B.argsort()
     lengths_B = answer_lengths(episodes)
     finished_B = torch.tensor(list(finished))
     if settings.missing_end_score is not None:
         scores = torch.where(finished_B, scores, torch.full_like(scores, settings.missing_end_score))
 
     def rows(tensors: Sequence[Tensor]) -> Tensor:
-        return pad_tokens(torch.cat([t.cpu() for t in tensors]), lengths_B)
+        return pad_tokens(torch.cat([t.cpu() for t in tensors]), lengths_B[planned_B])[back_B]
 
     return Rollout(
         tuple(episodes),
@@ -97,11 +103,11 @@ def improve(
     rollout: Rollout,
     settings: Reinforce,
     beta: float,
-    generator: torch.Generator,
+    plan: Sequence[Sequence[Sequence[int]]],
     backward: Callable[[Tensor], None] = torch.autograd.backward,
     reduce: Reduce | None = None,
 ) -> dict[str, float]:
-    """Learn from one rollout; the step's metrics.
+    """Learn from one rollout, by a plan of minibatches an epoch; the step's metrics.
 
     `backward` and `reduce` are where several processes join (gradients averaged, sums added up).
     """
@@ -111,8 +117,8 @@ def improve(
     )
     whitened_BT = whiten(advantage_BT, rollout.mask_BT, reduce=reduce)
     losses: list[dict[str, float]] = []
-    for _ in range(settings.epochs):
-        for batch in minibatches(len(rollout.episodes), settings.minibatch, generator):
+    for epoch in plan:
+        for batch in epoch:
             loss, metrics = minibatch_loss(policy, rollout, whitened_BT, return_BT, batch, settings)
             backward(loss)
             metrics["grad_norm"] = _clip_gradients(policy, settings.max_grad_norm)
@@ -185,7 +191,3 @@ def _means(losses: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means over the minibatches; of the ratio's error the first, which must be near 0."""
     means = {name: sum(m[name] for m in losses) / len(losses) for name in losses[0]}
     return {**means, "ratio_error": losses[0]["ratio_error"]}
-
-
-def _chunks(episodes: Sequence[Encoded], size: int) -> list[Sequence[Encoded]]:
-    return [episodes[start : start + size] for start in range(0, len(episodes), size)]

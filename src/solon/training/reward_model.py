@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from solon.errors import RunError
 from solon.models import ModelSource, load_model
 from solon.recipe import Lora
-from solon.training.adapters import add_adapter, replace_folder
+from solon.training.adapters import add_adapter, replace_folder, save_adapter
 from solon.training.batching import budget_batches, mask_of, pad_right
 
 _BATCH_TOKENS = 4096
@@ -82,7 +82,7 @@ class RewardModel(nn.Module):
     def save(self, folder: Path) -> None:
         """Adapters in PEFT's standard format, head and constants beside them."""
         temporary = folder.with_name(folder.name + ".partial")
-        self.trunk.save_pretrained(temporary)
+        save_adapter(self.trunk, temporary)
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()},
             temporary / "head.safetensors",
