@@ -17,6 +17,9 @@ _REPLY = r"(?:response|answer|reply)"
 _ABOUT_THE_RESPONSE = tuple(
     re.compile(pattern, re.IGNORECASE | re.MULTILINE)
     for pattern in (
+        # "The answer helps to …": a critique in place of an answer ("The answer is 42" is none)
+        r"\A\W*(?:the|my|your|this)\s+(?:last\s+)?answer\s+(?:helps|encourages|promotes|spreads|insults|advises"
+        r"|promises|contains|harms|lacks|tells|could\s+(?:harm|hurt|lead))\b",
         # "the original response", "my previous answer", "your revised reply"
         rf"\b(?:the|my|your|this|that|an?)\s+(?:original|previous|initial|earlier|prior|{_QUALITY})\s+{_REPLY}\b",
         # "the assistant's answer", "the AI's last reply", "the chatbot's harmful response"
@@ -54,14 +57,14 @@ def clean(text: str) -> str:
 
 
 def reject_revision(
-    revision: str, answer: str, demonstrations: Sequence[str], max_copied: float
+    revision: str, answer: str, demonstrations: Sequence[str], max_copied: float, critique: str = ""
 ) -> str | None:
     """The name of the reason why `revision` is not used as training data, or None for a usable one.
 
     "empty", "not-words", "repetitive": see `text.is_degenerate`. "unchanged": it is the answer again, up
     to case, white space and punctuation, or nearly. "talks-about-the-response": it speaks of an answer
     instead of being one. "copies-demonstration": more than `max_copied` of its word trigrams stand in one
-    of the demonstrations that were shown.
+    of the demonstrations that were shown; "copies-critique": the same of the critique it should heed.
     """
     degenerate = is_degenerate(revision)
     if degenerate:
@@ -72,6 +75,8 @@ def reject_revision(
         return "talks-about-the-response"
     if any(copied_share(revision, shown) > max_copied for shown in demonstrations):
         return "copies-demonstration"
+    if critique and copied_share(revision, critique) > max_copied:
+        return "copies-critique"
     return None
 
 

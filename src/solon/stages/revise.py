@@ -1,8 +1,9 @@
 """Stage 2, revise: the model answers, criticises its answer by a principle, and rewrites it.
 
 Bai et al. 2022, sec. 3.1: a principle is drawn anew each round, from a generator seeded by the prompt
-and the round. The conversation is the paper's: question, answer, critique request, critique, revision
-request, revision, after worked examples of the same shape. Every text is kept; a filter that rejects a
+and the round. Critique and revision are each asked in a conversation (question, answer, request) after
+worked examples of the same shape; the paper's single transcript differs in that the critique is there a
+turn of the model itself. Every text is kept; a filter that rejects a
 revision names its reason, and the next round then builds on the last usable text.
 
 Helpful prompts are answered once and not revised: they keep the fine-tuned model helpful.
@@ -10,7 +11,7 @@ Helpful prompts are answered once and not revised: they keep the fine-tuned mode
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from solon.constitution import Principle, Revised
@@ -24,6 +25,7 @@ from solon.recipe import Recipe
 from solon.records import Prompt, TextKind, Written
 from solon.stages.common import asks, choose, engine_for, in_batches, judge_engine, written
 from solon.store import StageResult, Workspace
+from solon.templates import fill
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
@@ -107,10 +109,9 @@ class Reviser:
     def _round(self, threads: Sequence[Thread], number: int) -> list[Thread]:
         shown = self._examples(threads, number)
         draws = [Draw(self._principle(t.prompt, number), shown) for t in threads]
-        talks = [self._talk(t, d) for t, d in zip(threads, draws, strict=True)]
         if self._settings.critique:
-            threads, talks = self._criticise(threads, talks, draws, number)
-        return self._revise(threads, talks, draws, number)
+            threads = self._criticise(threads, draws, number)
+        return self._revise(threads, draws, number)
 
     def _principle(self, prompt: Prompt, number: int) -> Principle:
         rng = random.Random(seed_from(self._seed, prompt.id, "round", number))
@@ -123,52 +124,65 @@ class Reviser:
         count = min(self._settings.demonstrations, len(self._demonstrations))
         return tuple(rng.sample(self._demonstrations, count))
 
-    def _talk(self, thread: Thread, draw: Draw) -> Conversation:
-        """The worked examples, then the thread's own question and its current text."""
-        shown = [turn for example in draw.shown for turn in self._example(example)]
-        return (*shown, *asks(thread.prompt.text), Message("assistant", thread.current.text))
+    def _talk(self, thread: Thread, draw: Draw, turns: Callable[[Revised], Conversation]) -> Conversation:
+        """The worked examples, each with its `turns`, then the thread's own question and current text."""
+        shown = [
+            turn
+            for example in draw.shown
+            for turn in (*_answered(example.prompt, example.answer), *turns(example))
+        ]
+        return (*shown, *_answered(thread.prompt.text, thread.current.text))
 
-    def _example(self, example: Revised) -> Conversation:
-        principle = self._constitution.principle(example.principle)
-        critique = (Message("user", principle.critique), Message("assistant", example.critique))
-        return (
-            *asks(example.prompt),
-            Message("assistant", example.answer),
-            *(critique if self._settings.critique else ()),
-            Message("user", principle.revision),
-            Message("assistant", example.revision),
-        )
+    def _critique_talk(self, thread: Thread, draw: Draw) -> Conversation:
+        def turns(example: Revised) -> Conversation:
+            request = self._constitution.principle(example.principle).critique
+            return (Message("user", request), Message("assistant", example.critique))
 
-    def _criticise(
-        self, threads: Sequence[Thread], talks: Sequence[Conversation], draws: Sequence[Draw], number: int
-    ) -> tuple[list[Thread], list[Conversation]]:
-        """Every thread with its critique added, and the conversations up to and with it."""
-        asked = [_then(talk, "user", d.principle.critique) for talk, d in zip(talks, draws, strict=True)]
+        return (*self._talk(thread, draw, turns), Message("user", draw.principle.critique))
+
+    def _revision_talk(self, thread: Thread, draw: Draw) -> Conversation:
+        """The critique stands in the user's request: as a turn of its own, small models only repeat it."""
+
+        def turns(example: Revised) -> Conversation:
+            principle = self._constitution.principle(example.principle)
+            request = self._revision_request(principle, example.critique)
+            return (Message("user", request), Message("assistant", example.revision))
+
+        request = self._revision_request(draw.principle, thread.rows[-1].text)
+        return (*self._talk(thread, draw, turns), Message("user", request))
+
+    def _revision_request(self, principle: Principle, critique: str) -> str:
+        if not self._settings.critique:
+            return principle.revision
+        return fill("revise_by_critique", critique=critique, request=principle.revision)
+
+    def _criticise(self, threads: Sequence[Thread], draws: Sequence[Draw], number: int) -> list[Thread]:
+        """Every thread with its critique added."""
         requests = [
             GenerateRequest(
-                talk, self._settings.critic, seed_from(self._seed, t.prompt.id, "critique", number)
+                self._critique_talk(t, d),
+                self._settings.critic,
+                seed_from(self._seed, t.prompt.id, "critique", number),
             )
-            for talk, t in zip(asked, threads, strict=True)
+            for t, d in zip(threads, draws, strict=True)
         ]
+        completions = self._engine.generate(requests)
         rows = [
-            self._row(thread, draw, "critique", number, completion)
-            for thread, draw, completion in zip(threads, draws, self._engine.generate(requests), strict=True)
+            self._row(t, d, "critique", number, completion)
+            for t, d, completion in zip(threads, draws, completions, strict=True)
         ]
-        after = [replace(t, rows=(*t.rows, row)) for t, row in zip(threads, rows, strict=True)]
-        return after, [_then(talk, "assistant", row.text) for talk, row in zip(asked, rows, strict=True)]
+        return [replace(t, rows=(*t.rows, row)) for t, row in zip(threads, rows, strict=True)]
 
-    def _revise(
-        self, threads: Sequence[Thread], talks: Sequence[Conversation], draws: Sequence[Draw], number: int
-    ) -> list[Thread]:
+    def _revise(self, threads: Sequence[Thread], draws: Sequence[Draw], number: int) -> list[Thread]:
         """Every thread with its candidate revisions added and the best one marked."""
         count = self._settings.candidates
         requests = [
             GenerateRequest(
-                _then(talk, "user", d.principle.revision),
+                self._revision_talk(t, d),
                 self._settings.revision,
                 seed_from(self._seed, t.prompt.id, "revision", number, candidate),
             )
-            for t, d, talk in zip(threads, draws, talks, strict=True)
+            for t, d in zip(threads, draws, strict=True)
             for candidate in range(count)
         ]
         completions = iter(self._engine.generate(requests))
@@ -185,8 +199,9 @@ class Reviser:
 
     def _filtered(self, thread: Thread, draw: Draw, row: Written) -> Written:
         text = clean(row.text)
-        shown = [example.revision for example in draw.shown]
-        reason = reject_revision(text, thread.current.text, shown, self._settings.max_copied)
+        shown = [part for d in draw.shown for part in (d.answer, d.critique, d.revision)]
+        critique = thread.rows[-1].text if self._settings.critique else ""
+        reason = reject_revision(text, thread.current.text, shown, self._settings.max_copied, critique)
         return row.changed(text=text, unusable=reason)
 
     def _keep_best(self, thread: Thread, draw: Draw, rows: Sequence[Written]) -> Thread:
@@ -238,8 +253,8 @@ class Reviser:
         return row.changed(round=number, principle=draw.principle.id, constitution=self._constitution.digest)
 
 
-def _then(talk: Conversation, role: str, text: str) -> Conversation:
-    return (*talk, Message(role, text))
+def _answered(prompt: str, answer: str) -> Conversation:
+    return (*asks(prompt), Message("assistant", answer))
 
 
 def _or_least(score: float | None) -> float:
