@@ -11,6 +11,7 @@ from typing import Any
 
 from solon import __version__
 from solon.constitution import Constitution
+from solon.models import pick_device, pick_dtype
 from solon.recipe import Recipe
 from solon.records import Step
 from solon.store import Manifest, read_rows, write_atomically
@@ -22,14 +23,15 @@ def write_summary(
     folder: Path, recipe: Recipe, constitution: Constitution, done: list[tuple[Manifest, bool]]
 ) -> dict[str, Any]:
     """Write and return the summary of the stages that are done; what has not run is absent."""
+    device = pick_device(recipe.device)
     metrics = {manifest.stage: manifest.metrics for manifest, _ in done}
     summary: dict[str, Any] = {
         "solon": __version__,
         "recipe": recipe.name,
         "seed": recipe.seed,
         "model": recipe.model,
-        "device": recipe.device,
-        "dtype": recipe.dtype,
+        "device": device,
+        "dtype": str(pick_dtype(recipe.dtype, device)).removeprefix("torch."),
         "constitution": {
             "name": constitution.name,
             "version": constitution.version,
