@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from rich.columns import Columns
+from rich import box
 from rich.console import Console
-from rich.panel import Panel as Box
+from rich.table import Table
 from rich.text import Text
 
 from solon.engines.base import GenerateRequest, user
@@ -14,8 +14,6 @@ from solon.pipeline import open_run
 from solon.plan import BY_NAME
 from solon.recipe import Recipe, Sampling, load_recipe
 from solon.stages.common import engine_for
-
-_MIN_COLUMN = 30
 
 
 class Panel:
@@ -35,12 +33,14 @@ class Panel:
         return {name: engine.generate([request])[0].text for name, engine in self._engines.items()}
 
     def ask(self, prompt: str) -> None:
-        """Print the answers; side by side where the terminal is wide enough."""
+        """Print the answers, a column a model."""
         answers = self.answers(prompt)
-        width = max(_MIN_COLUMN, self._console.width // len(answers) - 1)
+        table = Table(box=box.ROUNDED, expand=True)
+        for name in answers:
+            table.add_column(name, ratio=1, overflow="fold")
         # Text, not str: a model's output is never read as markup.
-        boxes = [Box(Text(text), title=name, width=width) for name, text in answers.items()]
-        self._console.print(Columns(boxes, equal=False, expand=False))
+        table.add_row(*(Text(text) for text in answers.values()))
+        self._console.print(table)
 
 
 def sources(folder: Path, recipe: Recipe) -> dict[str, ModelSource]:
