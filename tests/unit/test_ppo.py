@@ -88,14 +88,14 @@ def test_first_minibatch_has_ratio_one_and_the_loss_of_its_advantages(policy: Po
 
 
 def test_the_policy_learns_what_is_rewarded(tiny_model_folder: Path, policy: Policy) -> None:
-    """Reward 1 for an even first token: its share rises from about a half to most."""
+    """Reward 1 for an odd first token: its share rises from about a fifth to most."""
     settings = _settings(episodes=32, minibatch=16, epochs=2, beta=0.0, missing_end_score=None)
     tokenizer = load_tokenizer(resolve(str(tiny_model_folder)))
     engine = LocalEngine(policy.causal_model(), tokenizer, "policy")
     optimiser = torch.optim.AdamW(trainable(policy).values(), lr=3e-3, eps=1e-5, weight_decay=0.0)
     sampling = Sampling(max_tokens=2, temperature=0.8)
     shares = []
-    for step in range(15):
+    for step in range(25):
         requests = [GenerateRequest(user("go"), sampling, 1000 * step + i) for i in range(32)]
         completions = engine.generate(requests)
         prompt = tuple(
@@ -104,12 +104,12 @@ def test_the_policy_learns_what_is_rewarded(tiny_model_folder: Path, policy: Pol
             )
         )
         episodes = [Encoded(prompt, c.token_ids) for c in completions]
-        scores = torch.tensor([float(c.token_ids[0] % 2 == 0) for c in completions])
+        scores = torch.tensor([float(c.token_ids[0] % 2 == 1) for c in completions])
         shares.append(float(scores.mean()))
         generator = torch.Generator().manual_seed(step)
         plan = [minibatches(32, 16, generator) for _ in range(settings.epochs)]
         rollout = evaluate(policy, episodes, [True] * 32, scores, settings, plan[0])
         metrics = improve(policy, optimiser, rollout, settings, 0.0, plan)
         assert metrics["ratio_error"] < 1e-5
-    assert sum(shares[:3]) / 3 < 0.75
-    assert sum(shares[-3:]) / 3 > 0.9
+    assert shares[0] < 0.4
+    assert sum(shares[-3:]) / 3 > 0.8, shares
