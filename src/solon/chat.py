@@ -12,7 +12,9 @@ from solon.errors import RunError
 from solon.models import ModelSource, resolve
 from solon.pipeline import open_run
 from solon.plan import BY_NAME
-from solon.recipe import Recipe, Sampling, load_recipe
+from solon.recipe import Recipe, load_recipe
+from solon.report.rundata import finished_stages
+from solon.settings import Sampling
 from solon.stages.common import engine_for
 
 
@@ -44,11 +46,11 @@ class Panel:
 
 
 def sources(folder: Path, recipe: Recipe) -> dict[str, ModelSource]:
-    """The models of a run: base, and those of SL and RL that are finished."""
-    found = {"base": resolve(recipe.model)}
+    """The models of a run: base, and those of SL and RL that are finished and belong together."""
+    found, finished = {"base": resolve(recipe.model)}, finished_stages(folder)
     for name, stage in (("sl", "finetune"), ("rl", "reinforce")):
         model = folder / BY_NAME[stage].folder / "model"
-        if (model / "config.json").is_file():
+        if stage in finished and (model / "config.json").is_file():
             found[name] = resolve(str(model))
     if len(found) == 1:
         raise RunError(f"{folder}: no trained model yet. Go on with `solon run`.")

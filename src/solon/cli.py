@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from solon.cli_constitution import app as constitution_app
 from solon.errors import RunError, SolonError, UsageError
+from solon.saving import cannot_write, first_line, is_kind
 
 if TYPE_CHECKING:
     from solon.pipeline import Run
@@ -23,11 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-constitution_app = typer.Typer(help="Look at a constitution and check it.", no_args_is_help=True)
 app.add_typer(constitution_app, name="constitution")
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder, for instance runs/demo.")]
-ConstitutionFile = Annotated[str, typer.Argument(help="A constitution's path, or a shipped name.")]
 
 
 @app.callback()
@@ -49,13 +49,17 @@ def run(
     ] = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.", metavar="STAGE")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
+    allow_weak_judge: Annotated[
+        bool, typer.Option("--allow-weak-judge", help="Go on with a judge that may be no better than chance.")
+    ] = False,
 ) -> None:
     """Run the method, or go on with a run that was stopped."""
     from solon.pipeline import Run
     from solon.progress import Reporter
     from solon.recipe import load_recipe
 
-    loaded, path = load_recipe(recipe, tuple(set_ or ()))
+    allowed = ("judge.allow_weak=true",) if allow_weak_judge else ()
+    loaded, path = load_recipe(recipe, (*(set_ or ()), *allowed))
     folder = run_dir or Path("runs") / loaded.name
     reporter = Reporter()
     prepared = Run(loaded, path.parent, folder, reporter, fetch=not dry_run)
@@ -150,40 +154,35 @@ def models(
         typer.echo(str(entry))
 
 
-@constitution_app.command()
-def check(file: ConstitutionFile) -> None:
-    """Check a constitution; every problem is shown with its line and the fix."""
+@app.command()
+def judge(
+    data: Annotated[Path, typer.Option(help="Pairs with a known better answer (JSONL, JSON, CSV, Parquet).")],
+    out: Annotated[Path, typer.Option(help="Folder for the figures, the judgements and the diagram.")],
+    model: Annotated[str, typer.Option(help="`embedded`, a Hugging Face name, or a folder.")] = "embedded",
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--judge", help="linear_probe, choice, chain_of_thought, likelihood, score or ensemble."
+        ),
+    ] = "linear_probe",
+    constitution: Annotated[str, typer.Option(help="A constitution's path, or a shipped name.")] = "harmless",
+    purpose: Annotated[str, typer.Option(help="Which principles: training or evaluation.")] = "training",
+    limit: Annotated[int | None, typer.Option(min=1, help="Pairs that are read at the most.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a judge's setting: --set principles=4.", metavar="KEY=VALUE"),
+    ] = None,
+) -> None:
+    """Measure a judge on pairs with a known better answer."""
     from solon.constitution import load_constitution
+    from solon.feedback.judging import asked_of, check_on_file, open_bench, write_check
 
-    found = load_constitution(file)
-    shown = found.demonstrations
-    training, evaluation = len(found.of("training")), len(found.of("evaluation"))
-    typer.echo(f"{found.name} {found.version}: no problem found. Digest {found.digest}.")
-    typer.echo(
-        f"{training} training and {evaluation} evaluation principles, "
-        f"{len(shown.revisions)} worked revisions, {len(shown.comparisons)} worked comparisons."
-    )
-    for advice in found.advice():
-        typer.echo(f"Advice: {advice}")
-
-
-@constitution_app.command()
-def show(file: ConstitutionFile) -> None:
-    """Show a constitution's principles."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from solon.constitution import load_constitution
-
-    found = load_constitution(file)
-    table = Table(title=f"{found.name} {found.version}", show_lines=True)
-    for name in ("principle", "purpose", "about", "question", "comparisons"):
-        table.add_column(name)
-    for p in found.principles:
-        count = sum(c.principle == p.id for c in found.demonstrations.comparisons)
-        table.add_row(p.id, p.purpose, escape(p.about), escape(p.question), str(count))
-    Console().print(table)
+    asked = asked_of(model, kind, load_constitution(constitution), purpose, tuple(set_ or ()))
+    found = check_on_file(asked, open_bench(asked), data, limit)
+    write_check(out, asked, found)
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(f"\nFigures: {out / 'check.json'}")
 
 
 def _quiet_libraries() -> None:
@@ -217,10 +216,31 @@ def _explain(error: Exception) -> SolonError | None:
     """Errors of the machine in the words of the house; None for a fault of our own."""
     if isinstance(error, SolonError):
         return error
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError):
+        return _explain_os(error)
+    if cannot_write(error):
+        fix = "Free some space, or remove the folder of a damaged file, and run again."
+        return RunError(f"a model's file cannot be read or written ({first_line(error)}). {fix}")
+    if is_kind(error, "torch", "OutOfMemoryError"):
+        fix = "Lower batch_tokens and the batches of the recipe, free the device, or set device=cpu."
+        return RunError(f"the device's memory is full ({first_line(error)}). {fix}")
+    return None
+
+
+# A path that no rights and no free space would make usable.
+_NO_PATH = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+
+
+def _explain_os(error: OSError) -> SolonError:
+    """An error of the operating system: where, what, and the fix."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
             f"the disk is full ({error.filename or 'while writing'}). Free some space and run again."
         )
     if isinstance(error, PermissionError):
         return UsageError(f"{error.filename}: permission denied. Choose a folder that you may write to.")
-    return None
+    what = error.strerror or first_line(error)
+    message = f"{error.filename}: {what}" if error.filename is not None else what
+    if error.errno in _NO_PATH:
+        return UsageError(f"{message}. Choose another path.")
+    return RunError(f"{message}. Check the disk and the path, and run again; finished work stays.")

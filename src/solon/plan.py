@@ -11,27 +11,39 @@ from pathlib import Path
 from typing import Any
 
 from solon import shipped
-from solon.constitution import Constitution, Principle
+from solon.constitution import Constitution, Principle, Purpose
 from solon.digest import digest, file_sha256
-from solon.recipe import JudgeSettings, Recipe
-from solon.records import Label, Prompt, Row, Step, Verdict, Written
+from solon.errors import UsageError
+from solon.judge_settings import JudgeKind, JudgeSettings
+from solon.recipe import Recipe
+from solon.records import Checked, Label, Prompt, Row, Step, Verdict, Written
 
 Part = Callable[[Recipe, Constitution], Any]
+
+
+Files = Callable[[Recipe, Path], list[Path]]
+
+
+def _no_files(recipe: Recipe, beside: Path) -> list[Path]:
+    return []
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage: its module below `solon.stages`, its inputs, and what it depends on.
 
-    `version` is raised when a change of the code changes the rows.
+    `inputs` names the stages that it reads, `files` the user's files, and `judged` tells whether the judge's
+    model takes part. `version` is raised when a change of the code changes the rows.
     """
 
     number: int
     name: str
     row: type[Row]
-    inputs: tuple[str, ...]
+    inputs: Callable[[Recipe], tuple[str, ...]]
     depends: Part
     planned: Callable[[Recipe], str]
+    files: Files = _no_files
+    judged: Callable[[Recipe], bool] = lambda recipe: False
     version: int = 1
 
     @property
@@ -39,16 +51,55 @@ class Stage:
         return f"{self.number:02d}_{self.name}"
 
 
+def _reads(*names: str) -> Callable[[Recipe], tuple[str, ...]]:
+    return lambda recipe: names
+
+
+def prompt_paths(recipe: Recipe, beside: Path) -> list[Path]:
+    """The prompt files that the recipe names. Raises UsageError for one that is absent."""
+    sources = [*recipe.red_team.sources, *recipe.red_team.helpful]
+    return [shipped.find("prompts", source.file, ".jsonl", beside) for source in sources]
+
+
+def check_paths(recipe: Recipe, beside: Path) -> list[Path]:
+    """The judge's check file, if the recipe names one. Raises UsageError if it is absent."""
+    if not recipe.judge.check:
+        return []
+    path = Path(recipe.judge.check).expanduser()
+    found = path if path.is_absolute() else beside / path
+    if not found.is_file():
+        raise UsageError(f"judge.check: there is no file {found}. Give a path relative to the recipe.")
+    return [found]
+
+
 def _wordings(principles: tuple[Principle, ...], *fields: str) -> list[Any]:
     return [[p.id, p.weight, *(getattr(p, field) for field in fields)] for p in principles]
 
 
-def judge_part(settings: JudgeSettings, constitution: Constitution, purpose: Any) -> Any:
-    """What a judge's answers depend on. A probe never reads the questions; a choice judge does."""
-    part = [settings.model_dump(), [c.model_dump() for c in constitution.comparisons(purpose)]]
-    if settings.kind == "choice":
-        part.append(_wordings(constitution.of(purpose), "question"))
-    return part
+_WORDING_OF: Mapping[JudgeKind, tuple[str, ...]] = {
+    "linear_probe": (),
+    "choice": ("question",),
+    "chain_of_thought": ("question",),
+    "score": ("question",),
+    "likelihood": ("revision",),
+    "ensemble": (),
+}
+
+
+def judge_part(settings: JudgeSettings, constitution: Constitution, purpose: Purpose) -> Any:
+    """What a judge's answers depend on: a probe never reads a principle's wording, others do."""
+    kinds = {*settings.kind, *(settings.members if "ensemble" in settings.kind else ())}
+    fields = sorted({field for kind in kinds for field in _WORDING_OF[kind]})
+    comparisons = [c.model_dump() for c in constitution.comparisons(purpose)]
+    return [
+        settings.model_dump(exclude={"allow_weak"}),
+        comparisons,
+        _wordings(constitution.of(purpose), *fields) if fields else None,
+    ]
+
+
+def _preflight(recipe: Recipe, constitution: Constitution) -> Any:
+    return [judge_part(recipe.judge, constitution, "training"), recipe.judge.allow_weak]
 
 
 def _red_team(recipe: Recipe, constitution: Constitution) -> Any:
@@ -84,82 +135,108 @@ STAGES: tuple[Stage, ...] = (
         1,
         "red_team",
         Prompt,
-        (),
+        _reads(),
         _red_team,
         lambda r: (
             f"prompts of {len(r.red_team.sources) + len(r.red_team.helpful)} files"
             + (f", {r.red_team.written} written by the model" if r.red_team.written else "")
         ),
+        prompt_paths,
     ),
-    Stage(2, "revise", Written, ("red_team",), _revise, _count_revise),
+    Stage(
+        2,
+        "preflight",
+        Checked,
+        _reads(),
+        _preflight,
+        lambda r: f"check of the judge: {', '.join(r.judge.kind)}",
+        check_paths,
+        judged=lambda r: True,
+    ),
     Stage(
         3,
+        "revise",
+        Written,
+        # The judge chooses among candidates; of one revision there is nothing to choose.
+        lambda r: ("red_team", "preflight") if r.revise.candidates > 1 else ("red_team",),
+        _revise,
+        _count_revise,
+        judged=lambda r: r.revise.candidates > 1,
+    ),
+    Stage(
+        4,
         "finetune",
         Step,
-        ("revise",),
+        _reads("revise"),
         lambda r, _: r.finetune.model_dump(),
         lambda r: f"{r.finetune.optimiser.epochs} epochs, {r.finetune.method}",
     ),
     Stage(
-        4,
+        5,
         "sample",
         Written,
-        ("red_team", "finetune"),
+        _reads("red_team", "finetune"),
         lambda r, _: r.sample.model_dump(),
         lambda r: f"{r.sample.prompts + r.sample.helpful} prompts x {r.sample.answers} answers",
     ),
     Stage(
-        5,
+        6,
         "label",
         Label,
-        ("sample",),
+        _reads("preflight", "sample"),
         _label,
-        lambda r: f"up to {(r.sample.prompts + r.sample.helpful) * r.label.pairs} pairs, {r.judge.kind}",
+        lambda r: f"up to {(r.sample.prompts + r.sample.helpful) * r.label.pairs} pairs",
+        judged=lambda r: True,
     ),
     Stage(
-        6,
+        7,
         "reward",
         Step,
-        ("label", "finetune"),
+        _reads("label", "finetune"),
         lambda r, _: r.reward.model_dump(),
         lambda r: f"{r.reward.optimiser.epochs} epochs of pairs",
     ),
     Stage(
-        7,
+        8,
         "reinforce",
         Step,
-        ("red_team", "finetune", "reward"),
+        _reads("red_team", "finetune", "reward"),
         lambda r, _: r.reinforce.model_dump(),
         lambda r: f"{r.reinforce.steps} steps x {r.reinforce.episodes} episodes",
     ),
     Stage(
-        8,
+        9,
         "evaluate",
         Verdict,
-        ("red_team", "revise", "finetune", "reinforce"),
+        _reads("red_team", "revise", "finetune", "reinforce"),
         _evaluate,
         lambda r: f"3 models x {r.evaluate.prompts + r.evaluate.helpful} held-out prompts",
+        check_paths,
+        judged=lambda r: True,
     ),
 )
 
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in STAGES}
 
 
-def prompt_paths(recipe: Recipe, beside: Path) -> list[Path]:
-    """The prompt files that the recipe names. Raises UsageError for one that is absent."""
-    sources = [*recipe.red_team.sources, *recipe.red_team.helpful]
-    return [shipped.find("prompts", source.file, ".jsonl", beside) for source in sources]
+@dataclass(frozen=True)
+class Models:
+    """The identities of the models that a run uses."""
+
+    base: str
+    judge: str
 
 
 def stage_key(
     stage: Stage,
     recipe: Recipe,
     constitution: Constitution,
-    model_identity: str,
+    models: Models,
     inputs: Mapping[str, str],
     beside: Path,
 ) -> str:
     """The digest of all that the rows of `stage` depend on. `inputs` maps stage names to output digests."""
-    files = [file_sha256(path) for path in prompt_paths(recipe, beside)] if not stage.inputs else []
-    common = [stage.name, stage.version, recipe.seed, recipe.dtype, model_identity]
+    files = [file_sha256(path) for path in stage.files(recipe, beside)]
+    identities = [models.base, models.judge if stage.judged(recipe) else None]
+    common = [stage.name, stage.version, recipe.seed, recipe.dtype, identities]
     return digest([common, stage.depends(recipe, constitution), dict(inputs), files])

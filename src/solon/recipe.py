@@ -8,49 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from solon import shipped
-from solon.errors import UsageError
-from solon.yamlfile import Document, load, validate
+from solon.errors import ProblemsError, UsageError
+from solon.judge_settings import JudgeSettings
+from solon.settings import Sampling, Settings
+from solon.yamlfile import Document, load, parse, validate
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_defaults(cls, given: Any) -> Any:
-        """A group that is given in part keeps its own defaults for the rest, not those of its class."""
-        if not isinstance(given, dict):
-            return given
-        groups = {
-            name: _merged(field.default.model_dump(), given[name])
-            for name, field in cls.model_fields.items()
-            if isinstance(field.default, BaseModel) and isinstance(given.get(name), dict)
-        }
-        return {**given, **groups}
-
-
-def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `defaults`, group by group."""
-    inner = {
-        name: _merged(defaults[name], value)
-        for name, value in given.items()
-        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
-    }
-    return {**defaults, **given, **inner}
-
-
-class Sampling(_Settings):
-    """How a text is sampled."""
-
-    max_tokens: int = Field(default=64, ge=1, description="New tokens at the most")
-    temperature: float = Field(default=1.0, ge=0, le=5, description="0 is greedy")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus: smallest set of this probability")
-
-
-class Source(_Settings):
+class Source(Settings):
     """A file of prompts: a shipped set's name, or a JSONL, JSON, CSV, Parquet or plain text file."""
 
     file: str = Field(description="Name of a shipped set, or a path (relative to the recipe)")
@@ -58,7 +25,7 @@ class Source(_Settings):
     category: str = Field(default="category", description="The column of the topic, if there is one")
 
 
-class RedTeam(_Settings):
+class RedTeam(Settings):
     """Prompts: harmful ones to answer and revise, ordinary ones to stay helpful on."""
 
     sources: tuple[Source, ...] = Field(default=(Source(file="red_team"),), min_length=1)
@@ -73,7 +40,7 @@ class RedTeam(_Settings):
     max_words: int = Field(default=200, ge=1, description="Longer prompts are refused with their line")
 
 
-class Revise(_Settings):
+class Revise(Settings):
     """Answers, then rounds of critique and revision."""
 
     prompts: int = Field(default=64, ge=1, description="Red-team training prompts to answer and revise")
@@ -91,14 +58,14 @@ class Revise(_Settings):
     batch: int = Field(default=32, ge=1, description="Prompts a batch; a finished batch survives a crash")
 
 
-class Lora(_Settings):
+class Lora(Settings):
     """Low-rank adapters (Hu et al. 2021) on all linear layers."""
 
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
 
 
-class Optimiser(_Settings):
+class Optimiser(Settings):
     """AdamW with a linear decay to 0."""
 
     learning_rate: float = Field(default=2e-4, gt=0)
@@ -108,7 +75,7 @@ class Optimiser(_Settings):
     save_every: int = Field(default=10, ge=1, description="Steps between checkpoints")
 
 
-class Finetune(_Settings):
+class Finetune(Settings):
     """SL-CAI: supervised fine-tuning on the revisions."""
 
     use: Literal["final", "all"] = Field(default="final", description="Revisions of which rounds")
@@ -122,7 +89,7 @@ class Finetune(_Settings):
     max_tokens: int = Field(default=512, ge=16, description="Longer rows are cut from the right")
 
 
-class Sample(_Settings):
+class Sample(Settings):
     """Answers of the SL model, to be compared."""
 
     prompts: int = Field(default=96, ge=1, description="Red-team training prompts")
@@ -132,28 +99,20 @@ class Sample(_Settings):
     batch: int = Field(default=16, ge=1, description="Prompts a batch")
 
 
-class JudgeSettings(_Settings):
-    """Who says which answer the constitution prefers."""
-
-    kind: Literal["linear_probe", "choice"] = Field(
-        default="linear_probe",
-        description="linear_probe: readout of hidden states, for small models; choice: the paper's (A)/(B)",
-    )
-    model: str = Field(default="", description="The judge's model; empty: the recipe's model")
-    layer: float = Field(default=0.47, ge=0, le=1, description="linear_probe: depth that is read")
-    l2: float = Field(default=1.0, gt=0, description="linear_probe: weight penalty on standardised features")
-    demonstrations: int = Field(default=2, ge=0, description="choice: worked comparisons shown")
-    folds: int = Field(default=5, ge=2, description="linear_probe: folds of the check")
-
-
-class LabelSettings(_Settings):
+class LabelSettings(Settings):
     """Which pairs are compared."""
 
     pairs: int = Field(default=4, ge=1, description="Pairs a prompt, drawn from all pairs of its answers")
+    margin: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Pairs whose probability is closer to one half train nothing"
+    )
+    effects: int = Field(
+        default=48, ge=0, description="Pairs on which every principle is asked, to see what each one does"
+    )
     batch: int = Field(default=32, ge=1, description="Prompts a batch")
 
 
-class Reward(_Settings):
+class Reward(Settings):
     """The reward (preference) model."""
 
     heldout: float = Field(default=0.2, gt=0, lt=1, description="Share of prompts whose pairs test it")
@@ -162,7 +121,7 @@ class Reward(_Settings):
     max_tokens: int = Field(default=512, ge=16)
 
 
-class Reinforce(_Settings):
+class Reinforce(Settings):
     """RL-CAI: PPO (Schulman et al. 2017) with a KL penalty against the SL model."""
 
     steps: int = Field(default=20, ge=1, description="Rollout batches")
@@ -199,7 +158,7 @@ class Reinforce(_Settings):
         return self
 
 
-class Evaluate(_Settings):
+class Evaluate(Settings):
     """The comparison of base, SL and RL model on held-out prompts."""
 
     prompts: int = Field(default=48, ge=2, description="Held-out red-team prompts")
@@ -209,11 +168,11 @@ class Evaluate(_Settings):
     batch: int = Field(default=32, ge=1, description="Prompts a batch")
 
 
-class Recipe(_Settings):
+class Recipe(Settings):
     """A whole run."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Below numpy's limit, which transformers meets")
     model: str = Field(default="embedded", description="`embedded`, a Hugging Face name, or a folder")
     constitution: str = Field(default="harmless", description="A shipped name, or a path")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -242,7 +201,7 @@ def load_recipe(name_or_path: str | Path, overrides: tuple[str, ...] = ()) -> tu
     path = shipped.find("recipes", name_or_path, ".yaml")
     document = load(path)
     for override in overrides:
-        _apply(document, override)
+        apply_override(document, override)
     return validate(document, Recipe), path
 
 
@@ -251,14 +210,16 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply(document: Document, override: str) -> None:
+def apply_override(document: Document, override: str) -> None:
+    """Set one `a.b=c` in a document. Raises UsageError if it is not of that form, or c is no YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set {override}: write it as key=value, for instance --set revise.rounds=3.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {override}: `{text}` is no YAML value. Quote it.") from error
+        value = parse(text, "--set").data
+    except ProblemsError as error:
+        what = error.problems[0].what
+        raise UsageError(f"--set {key}: `{text[:80]}` is no YAML value: {what}. Quote it.") from error
     node: Any = document.data
     *parents, last = key.strip().split(".")
     for parent in parents:

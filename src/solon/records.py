@@ -75,10 +75,27 @@ class Written(Row):
     unusable: str | None = None
 
 
-class Label(Row):
-    """Two answers to a prompt, and the probability `p_a` that the principle prefers answer a.
+class Checked(Row):
+    """What a judge said of an item whose better answer is known; `p_better` is the probability it got.
 
-    `p_a` is None when the judge could not tell (`unscored` says why): such a pair trains nothing.
+    `on` names the set of items and `source` the item in it. `flipped` is None for a judge without order.
+    """
+
+    kind: str
+    on: str
+    source: str
+    p_better: float | None
+    unscored: str | None
+    flipped: bool | None
+    truncated: bool
+
+
+class Label(Row):
+    """Two answers to a prompt, and the calibrated probability `p_a` that the principle prefers answer a.
+
+    `p_a` is None when the judge could not tell (`unscored` says why), `dropped` says why a scored pair is
+    left out: such pairs train nothing. `p_raw` is what the judge said before calibration, `asked` all the
+    principles that were asked, `disagreement` the standard deviation of several asked judges or principles.
     """
 
     prompt_id: str
@@ -91,7 +108,12 @@ class Label(Row):
     a_finish: Finish
     b_finish: Finish
     p_a: float | None
+    p_raw: float | None = None
+    asked: tuple[str, ...] = ()
+    disagreement: float | None = None
+    truncated: bool = False
     unscored: str | None = None
+    dropped: str | None = None
 
 
 class Verdict(Row):

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from solon.digest import digest, file_sha256, folder_digest
 from solon.errors import RunError, UsageError
@@ -27,24 +28,38 @@ from solon.records import Row, arrow_schema
 
 R = TypeVar("R", bound=Row)
 Item = TypeVar("Item")
+_LOCK = ".lock"
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of `path` once it is written, and vanishes on an error."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
+    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is what a kill or a full disk may leave of a run folder's very first write."""
+    return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
 def write_rows(path: Path, row: type[R], rows: Sequence[R]) -> None:
     """Freeze rows to Parquet, atomically."""
-    temporary = path.with_name(f".{path.name}.partial")
     table = pa.Table.from_pylist([r.model_dump(mode="json") for r in rows], schema=arrow_schema(row))
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with _replacing(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def read_rows(path: Path, row: type[R]) -> list[R]:
@@ -94,6 +109,9 @@ class Batch:
     tokens: int
 
 
+_BATCH = TypeAdapter(Batch)
+
+
 @dataclass(frozen=True)
 class StageResult:
     """What a stage returns: its rows, figures for the report, and the outputs other than rows.
@@ -112,6 +130,7 @@ class Journal:
     """`working.jsonl`: the batches that a stage has finished so far."""
 
     def __init__(self, path: Path) -> None:
+        """Read it. Raises RunError if a whole line is damaged; a torn last one is cut off."""
         self._path = path
         self.batches = {batch.name: batch for batch in self._read()}
 
@@ -137,8 +156,14 @@ class Journal:
         if end < len(whole):
             # A kill tore the last line: cut it off, or the next append would be glued to it.
             os.truncate(self._path, end)
-        for line in whole[:end].splitlines():
-            yield Batch(**json.loads(line))
+        for number, line in enumerate(whole[:end].splitlines(), start=1):
+            yield self._batch(line, number)
+
+    def _batch(self, line: bytes, number: int) -> Batch:
+        try:
+            return _BATCH.validate_python(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise _damaged(f"{self._path}:{number}: this line", self._path.parent) from error
 
 
 class Workspace:
@@ -154,10 +179,12 @@ class Workspace:
     def begin(self, key: str) -> None:
         """Open the folder for the work that `key` names; leftovers of any other work are removed."""
         plan = self.folder / "plan.json"
-        if self.folder.exists() and (not plan.exists() or json.loads(plan.read_text())["key"] != key):
+        # First what makes the folder count, so that a kill in between leaves nothing that looks whole.
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+        if self.folder.exists() and _planned_key(plan) != key:
+            plan.unlink(missing_ok=True)
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "manifest.json").unlink(missing_ok=True)
         write_atomically(plan, json.dumps({"stage": self.stage, "key": key}))
         self.journal = Journal(self.folder / "working.jsonl")
 
@@ -180,7 +207,10 @@ class Workspace:
                     self.record(name, rows, tokens, seconds)
                     self.events.write("batch", stage=self.stage, batch=name, rows=len(rows), seconds=seconds)
                 advance(len(items))
-        return [row.model_validate(data) for name, _ in plan for data in self.journal.batches[name].rows]
+        try:
+            return [row.model_validate(data) for name, _ in plan for data in self.journal.batches[name].rows]
+        except ValidationError as error:
+            raise _damaged(f"{self.folder / 'working.jsonl'}: a row in it", self.folder) from error
 
     def record(self, name: str, rows: Sequence[Row], tokens: int, seconds: float) -> None:
         """Add one finished batch to the journal."""
@@ -218,15 +248,29 @@ class Workspace:
         return sum(batch.seconds for batch in self.journal.batches.values())
 
 
+def _damaged(what: str, folder: Path) -> RunError:
+    fix = f"Remove the folder {folder} and run again; this stage then starts from its beginning."
+    return RunError(f"{what} is damaged. {fix}")
+
+
+def _planned_key(plan: Path) -> str | None:
+    """The key of the work that a folder was opened for; None if its plan is absent or damaged."""
+    try:
+        found = json.loads(plan.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return found.get("key") if isinstance(found, dict) else None
+
+
 def outputs_digest(paths: Sequence[Path]) -> str:
     """One digest of files and folders, by content."""
     return digest([folder_digest(p) if p.is_dir() else file_sha256(p) for p in paths])
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished stage; None if the stage is not finished."""
+    """The manifest of a finished stage; None if the stage is not finished, or its rows are gone."""
     path = folder / "manifest.json"
-    if not path.exists():
+    if not path.exists() or not (folder / "rows.parquet").exists():
         return None
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
@@ -241,7 +285,7 @@ def locked(folder: Path) -> Iterator[None]:
     The lock belongs to the process: it vanishes with it, however it dies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

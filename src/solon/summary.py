@@ -17,6 +17,11 @@ from solon.records import Step
 from solon.store import Manifest, read_rows, write_atomically
 
 _FEW_USABLE = 0.25
+_CHECKED = (
+    ("judge", "check", "the constitution's own comparisons"),
+    ("judge", "file", "the check file"),
+    ("evaluation's judge", "evaluation", "the constitution's own comparisons"),
+)
 
 
 def write_summary(
@@ -60,9 +65,13 @@ def _figures(metrics: Mapping[str, dict[str, Any]], folder: Path) -> dict[str, A
         figures["prompts"] = metrics["red_team"]
     if "revise" in metrics:
         figures |= metrics["revise"]
-    if "label" in metrics:
+    if "preflight" in metrics:
         figures["judge"] = _judge(metrics)
+    if "label" in metrics:
         figures["unscored"] = metrics["label"]["unscored"]
+        figures["dropped"] = metrics["label"]["dropped"]
+    if "effects" in metrics.get("label", {}):
+        figures["principles"] = metrics["label"]["effects"]
     if "reward" in metrics:
         figures["reward_model"] = metrics["reward"]
     if "reinforce" in metrics:
@@ -74,26 +83,30 @@ def _figures(metrics: Mapping[str, dict[str, Any]], folder: Path) -> dict[str, A
 
 
 def _judge(metrics: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    check = metrics["label"]["check"]
-    judge = {
-        "kind": check["kind"],
-        "check_accuracy": check["accuracy"],
-        "check_n": check["n"],
-        "check_ci95": check["ci95"],
-    }
+    """The picked judge's figures; of the others the whole checks stand under `checks`."""
+    found = metrics["preflight"]
+    own, *files = found["checks"][found["kind"]]
+    judge = {"kind": found["kind"], **_named("check", own), "flip_rate": own["flip_rate"], "ece": own["ece"]}
+    for check in files:
+        judge |= _named("file", check)
+    judge |= {"calibration": found["calibration"], "checks": found["checks"]}
     if "evaluate" in metrics:
-        own = metrics["evaluate"]["check"]
-        judge |= {
-            "evaluation_accuracy": own["accuracy"],
-            "evaluation_n": own["n"],
-            "evaluation_ci95": own["ci95"],
-        }
+        judge |= {"evaluation_kind": metrics["evaluate"]["kind"]}
+        judge |= _named("evaluation", metrics["evaluate"]["checks"][0])
     return judge
+
+
+def _named(name: str, check: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"{name}_accuracy": check["accuracy"],
+        f"{name}_n": check["n"],
+        f"{name}_ci95": check["ci95"],
+    }
 
 
 def _ppo(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """First and last are means over the first and last tenth of the steps (at least one)."""
-    rows = read_rows(folder / "07_reinforce" / "rows.parquet", Step)
+    rows = read_rows(folder / "08_reinforce" / "rows.parquet", Step)
     steps = [json.loads(row.metrics) for row in rows]
     tenth = max(1, len(steps) // 10)
     return {
@@ -117,13 +130,12 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
     """What a reader must know before any number, in whole sentences."""
     found = []
     judge, reward = summary.get("judge", {}), summary.get("reward_model")
-    for name, key in (("judge", "check"), ("evaluation's judge", "evaluation")):
+    for name, key, on in _CHECKED:
         interval = judge.get(f"{key}_ci95")
         if interval and interval[0] <= 0.5:
             measured = _measured(judge[f"{key}_accuracy"], judge[f"{key}_n"], interval)
             found.append(
-                f"The {name} is not better than chance on the constitution's own comparisons {measured}: "
-                "do not trust what follows from it."
+                f"The {name} is not better than chance on {on} {measured}: do not trust what follows from it."
             )
     if reward and reward["ci95"][0] <= 0.5:
         measured = _measured(reward["heldout_accuracy"], reward["n"], reward["ci95"])

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.constructor import ConstructorError
 
 from solon.errors import Problem, ProblemsError, UsageError
 
@@ -51,6 +52,18 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{path}: {reason}. Check the path and its permissions.") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, with a place for every value that cannot be made (a day 45, a number `0x_`)."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            what = f"this reads as a value of the type {kind}, and is none"
+            raise ConstructorError(None, None, what, node.start_mark) from error
+
+
 def load(path: Path) -> Document:
     """Parse a YAML file without ever constructing Python objects from tags.
 
@@ -58,42 +71,98 @@ def load(path: Path) -> Document:
         UsageError: the file cannot be read.
         ProblemsError: it is not YAML, has duplicate keys, or is no mapping at the top.
     """
-    text = read_text(path)
+    document = parse(read_text(path), str(path))
+    if not isinstance(document.data, dict):
+        raise ProblemsError([Problem(str(path), 1, "the file holds no keys", "Write `key: value` lines.")])
+    return document
+
+
+def parse(text: str, file: str) -> Document:
+    """Parse YAML of any shape; `file` stands in the messages.
+
+    Raises:
+        ProblemsError: it is not YAML, has duplicate keys, or holds itself.
+    """
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        return _parse(text, file)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or "not valid YAML"
         line = mark.line + 1 if mark else None
         fix = "Check the indentation and the quotes around this line."
-        raise ProblemsError([Problem(str(path), line, str(what), fix)]) from error
-    if not isinstance(root, yaml.MappingNode):
-        raise ProblemsError([Problem(str(path), 1, "the file holds no keys", "Write `key: value` lines.")])
-    lines: dict[Location, int] = {(): 1}
-    repeated: list[Problem] = []
-    _walk(root, (), lines, repeated, str(path))
-    if repeated:
-        raise ProblemsError(repeated)
-    return Document(str(path), data, lines)
+        raise ProblemsError([Problem(file, line, str(what), fix)]) from error
+    except RecursionError as error:
+        raise ProblemsError([_too_deep(file, None)]) from error
+    except (ValueError, OverflowError) as error:
+        # PyYAML's own scanner: an escape such as "\UFFFFFFFF" that is no character.
+        fix = "Correct the escapes in its quoted texts."
+        raise ProblemsError([Problem(file, None, f"not valid YAML ({error})", fix)]) from error
 
 
-def _walk(
-    node: yaml.Node, at: Location, lines: dict[Location, int], repeated: list[Problem], file: str
-) -> None:
-    if isinstance(node, yaml.SequenceNode):
+def _parse(text: str, file: str) -> Document:
+    loader = _Loader(text)
+    try:
+        root = _composed(loader, file)
+        places = _Places(file)
+        places.walk(root, ())
+        if places.problems:
+            raise ProblemsError(places.problems)
+        return Document(file, None if root is None else loader.construct_document(root), places.lines)
+    finally:
+        loader.dispose()
+
+
+def _composed(loader: _Loader, file: str) -> yaml.Node | None:
+    try:
+        return loader.get_single_node()
+    except RecursionError as error:
+        raise ProblemsError([_too_deep(file, loader.line + 1)]) from error
+
+
+def _too_deep(file: str, line: int | None) -> Problem:
+    return Problem(file, line, "this is nested too deeply", "Write fewer levels within each other.")
+
+
+class _Places:
+    """The lines of keys and items, read off the node tree, and what is wrong with the tree itself."""
+
+    def __init__(self, file: str) -> None:
+        self.lines: dict[Location, int] = {(): 1}
+        self.problems: list[Problem] = []
+        self._file = file
+        self._open: set[int] = set()
+        self._seen: set[int] = set()
+
+    def walk(self, node: yaml.Node | None, at: Location) -> None:
+        """Note all that stands below `node`, once: what an alias repeats stands on the alias's line."""
+        if id(node) in self._open:
+            what = "an alias stands inside of what it repeats"
+            self.problems.append(Problem(self._file, self.lines[at], what, "Write the value out."))
+        if id(node) in self._seen:
+            return
+        self._seen.add(id(node))
+        self._open.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            self._items(node, at)
+        elif isinstance(node, yaml.MappingNode):
+            self._keys(node, at)
+        self._open.discard(id(node))
+
+    def _items(self, node: yaml.SequenceNode, at: Location) -> None:
         for index, item in enumerate(node.value):
-            lines[(*at, index)] = item.start_mark.line + 1
-            _walk(item, (*at, index), lines, repeated, file)
-    elif isinstance(node, yaml.MappingNode):
+            self.lines[(*at, index)] = item.start_mark.line + 1
+            self.walk(item, (*at, index))
+
+    def _keys(self, node: yaml.MappingNode, at: Location) -> None:
         for key, value in node.value:
-            here = (*at, key.value)
+            # A list as a key is refused when the values are made.
+            here = (*at, key.value if isinstance(key, yaml.ScalarNode) else "")
             line = key.start_mark.line + 1
-            if here in lines:
-                what = f"the key `{key.value}` stands here and on line {lines[here]}"
-                repeated.append(Problem(file, line, what, "Keep one of them."))
-            lines[here] = line
-            _walk(value, here, lines, repeated, file)
+            if here in self.lines:
+                what = f"the key `{key.value}` stands here and on line {self.lines[here]}"
+                self.problems.append(Problem(self._file, line, what, "Keep one of them."))
+            self.lines[here] = line
+            self.walk(value, here)
 
 
 def validate(document: Document, model: type[Model]) -> Model:

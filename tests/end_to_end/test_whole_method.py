@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) 
 def _rows(folder: Path) -> Iterator[tuple[str, list[Row]]]:
     for stage in STAGES:
         yield stage.name, list(read_rows(folder / stage.folder / "rows.parquet", stage.row))
-    yield "answers", list(read_rows(folder / "08_evaluate" / "answers.parquet", Written))
+    yield "answers", list(read_rows(folder / "09_evaluate" / "answers.parquet", Written))
 
 
 def test_summary_has_all_that_it_promises(finished: tuple[Path, Path]) -> None:
@@ -60,7 +60,7 @@ def test_summary_has_all_that_it_promises(finished: tuple[Path, Path]) -> None:
 
 def test_every_label_leads_back_to_its_prompt(finished: tuple[Path, Path]) -> None:
     known = {row.id: row for _, rows in _rows(finished[1]) for row in rows}
-    labels = read_rows(finished[1] / "05_label" / "rows.parquet", Label)
+    labels = read_rows(finished[1] / "06_label" / "rows.parquet", Label)
     assert labels
     for label in labels:
         assert label.principle
@@ -88,9 +88,9 @@ def test_no_evaluation_prompt_was_trained_on(finished: tuple[Path, Path]) -> Non
     heldout = {
         p.id for p in read_rows(folder / "01_red_team" / "rows.parquet", Prompt) if p.split == "heldout"
     }
-    asked = {v.prompt_id for v in read_rows(folder / "08_evaluate" / "rows.parquet", Verdict)}
-    trained = {r.prompt_id for r in read_rows(folder / "02_revise" / "rows.parquet", Written)}
-    trained |= {r.prompt_id for r in read_rows(folder / "04_sample" / "rows.parquet", Written)}
+    asked = {v.prompt_id for v in read_rows(folder / "09_evaluate" / "rows.parquet", Verdict)}
+    trained = {r.prompt_id for r in read_rows(folder / "03_revise" / "rows.parquet", Written)}
+    trained |= {r.prompt_id for r in read_rows(folder / "05_sample" / "rows.parquet", Written)}
     assert asked <= heldout
     assert not trained & heldout
 
@@ -98,7 +98,7 @@ def test_no_evaluation_prompt_was_trained_on(finished: tuple[Path, Path]) -> Non
 def test_sl_and_rl_are_standard_folders(finished: tuple[Path, Path]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for stage in ("03_finetune", "07_reinforce"):
+    for stage in ("04_finetune", "08_reinforce"):
         model = finished[1] / stage / "model"
         assert AutoModelForCausalLM.from_pretrained(model).config.model_type == "llama"
         assert AutoTokenizer.from_pretrained(model).chat_template

@@ -59,18 +59,18 @@ def make_run(folder: Path, until: int = 8, summary: bool = True) -> Path:
     prompts = [_prompt(t, "red_team") for t in RED_TEAM] + [_prompt(t, "helpful") for t in HELPFUL]
     stages: list[tuple[str, type[Row], Sequence[Row]]] = [
         ("01_red_team", Prompt, prompts),
-        ("02_revise", Written, [row for i, p in enumerate(prompts) for row in revised(p, i)]),
-        ("03_finetune", Step, [_step(i, {"loss": 2 / (i + 1)}) for i in range(4)]),
-        ("04_sample", Written, []),
-        ("05_label", Written, []),
-        ("06_reward", Step, [_step(i, {"loss": 0.7}) for i in range(4)]),
-        ("07_reinforce", Step, ppo_steps(40)),
-        ("08_evaluate", Verdict, _verdicts(prompts)),
+        ("03_revise", Written, [row for i, p in enumerate(prompts) for row in revised(p, i)]),
+        ("04_finetune", Step, [_step(i, {"loss": 2 / (i + 1)}) for i in range(4)]),
+        ("05_sample", Written, []),
+        ("06_label", Written, []),
+        ("07_reward", Step, [_step(i, {"loss": 0.7}) for i in range(4)]),
+        ("08_reinforce", Step, ppo_steps(40)),
+        ("09_evaluate", Verdict, _verdicts(prompts)),
     ]
     for name, kind, rows in stages[:until]:
         _stage(folder / name, kind, rows)
     if until == 8:
-        _write(folder / "08_evaluate" / "answers.parquet", Written, _answers(prompts))
+        _write(folder / "09_evaluate" / "answers.parquet", Written, _answers(prompts))
     if summary:
         content = full_summary() if until == 8 else _partial_summary(until)
         (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")

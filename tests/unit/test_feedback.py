@@ -1,20 +1,21 @@
 """Judges: the probe's fit, both orders of the choice, and what cannot be scored."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from solon.constitution import Comparison, Principle
-from solon.engines.base import GenerateRequest, Score, ScoreRequest
-from solon.errors import UsageError
-from solon.feedback.base import Question, mean_win, sigmoid
+from solon.engines.base import Message, ScoreRequest
+from solon.engines.scripted import ScriptedEngine
+from solon.errors import RunError, UsageError
+from solon.feedback.base import Question, fit_to_context, mean_win, sigmoid
 from solon.feedback.choice import ChoiceJudge
-from solon.feedback.linear_probe import LinearProbe, fit
+from solon.feedback.demonstrated import demonstrated
+from solon.feedback.linear_probe import Grid, LinearProbe
+from solon.feedback.readout import fit
 
 PRINCIPLE = Principle(id="p", about="a", critique="c", revision="r", question="Which is kinder?")
 
@@ -23,11 +24,16 @@ def _comparison(number: int) -> Comparison:
     return Comparison(principle="p", prompt=f"q{number}", better=f"kind {number}", worse=f"rude {number}")
 
 
-class _Reader:
+def _letters(request: ScoreRequest, layer: float) -> list[float]:
     """Features of a text: how many of its letters are a k, and a constant."""
+    return [float(request.continuation.count("k")), 1.0]
 
-    def hidden_means(self, requests: Sequence[ScoreRequest], layer: float) -> NDArray[np.float64]:
-        return np.array([[r.continuation.count("k"), 1.0] for r in requests], dtype=np.float64)
+
+ONE = Grid((0.5,), ("mean",), (1.0,), (0.0,))
+
+
+def _probe(grid: Grid = ONE, count: int = 8) -> LinearProbe:
+    return LinearProbe(ScriptedEngine(hidden=_letters), [_comparison(i) for i in range(count)], grid, 4, 0)
 
 
 def test_fit_finds_the_optimum() -> None:
@@ -36,26 +42,46 @@ def test_fit_finds_the_optimum() -> None:
     Scale: better [1, 3], worse [-1, 1], so std over [1, 3, -1, 1] is sqrt(2) and each difference is
     d = 2/sqrt(2) = sqrt(2). The optimum solves w = 2 d sigmoid(-w d).
     """
-    readout = fit(np.array([[1.0], [3.0]]), np.array([[-1.0], [1.0]]), l2=1.0)
-    w, d = float(readout.weights[0]), math.sqrt(2)
+    readout = fit(np.array([[1.0], [3.0]]), np.array([[-1.0], [1.0]]), ["p", "p"], l2=1.0)
+    w, d = float(readout.overall_D[0]), math.sqrt(2)
     assert w == pytest.approx(2 * d * sigmoid(-w * d), abs=1e-4)
     assert w > 0
+
+
+def test_own_directions_solve_the_joint_problem() -> None:
+    """Against a naive fit: features [x, x of group g], weights [w, v_g / sqrt(own)], by plain descent."""
+    rng = np.random.default_rng(1)
+    better, worse = rng.normal(0.4, 1, (12, 3)), rng.normal(0, 1, (12, 3))
+    groups, own, l2 = ["p", "q"] * 6, 0.5, 2.0
+    readout = fit(better, worse, groups, l2, own)
+    difference = (better - worse) / readout.scale_D
+    naive = np.zeros((12, 9))
+    naive[:, :3] = difference
+    for i, group in enumerate(groups):
+        start = 3 if group == "p" else 6
+        naive[i, start : start + 3] = difference[i] * math.sqrt(own)
+    weights = np.zeros(9)
+    for _ in range(20_000):
+        right = 1 / (1 + np.exp(-(naive @ weights)))
+        weights -= 0.02 * (l2 * weights - naive.T @ (1 - right))
+    np.testing.assert_allclose(readout.overall_D, weights[:3], atol=1e-5)
+    for group, start in (("p", 3), ("q", 6)):
+        whole = weights[:3] + math.sqrt(own) * weights[start : start + 3]
+        np.testing.assert_allclose(readout.of_group[group], whole, atol=1e-5)
 
 
 @given(shift=st.floats(-100, 100))
 def test_readout_differences_ignore_a_common_shift(shift: float) -> None:
     rng = np.random.default_rng(0)
-    better, worse = rng.normal(1, 1, (12, 3)), rng.normal(0, 1, (12, 3))
-    plain = fit(better, worse, 1.0)
-    moved = fit(better + shift, worse + shift, 1.0)
-    before = plain.score(better) - plain.score(worse)
-    after = moved.score(better + shift) - moved.score(worse + shift)
+    better, worse, groups = rng.normal(1, 1, (12, 3)), rng.normal(0, 1, (12, 3)), ["p"] * 12
+    plain, moved = fit(better, worse, groups, 1.0), fit(better + shift, worse + shift, groups, 1.0)
+    before = plain.score(better, groups) - plain.score(worse, groups)
+    after = moved.score(better + shift, groups) - moved.score(worse + shift, groups)
     np.testing.assert_allclose(before, after, atol=1e-3)
 
 
 def test_probe_reads_the_taught_direction_and_is_antisymmetric() -> None:
-    probe = LinearProbe(_Reader(), [_comparison(i) for i in range(8)], layer=0.5, l2=1.0)
-    forward, backward = probe.compare(
+    forward, backward = _probe().compare(
         [Question(PRINCIPLE, "q", "kk", "none"), Question(PRINCIPLE, "q", "none", "kk")]
     )
     assert forward.p_a is not None
@@ -66,39 +92,69 @@ def test_probe_reads_the_taught_direction_and_is_antisymmetric() -> None:
 
 def test_probe_needs_comparisons() -> None:
     with pytest.raises(UsageError, match="at least 8 comparisons"):
-        LinearProbe(_Reader(), [_comparison(i) for i in range(7)], layer=0.5, l2=1.0)
+        _probe(count=7)
 
 
-class _Chooser:
+def test_probe_chooses_the_layer_that_tells() -> None:
+    """At 0.2 the features are noise, at 0.8 they tell: validation must find the latter, and say so."""
+
+    def hidden(request: ScoreRequest, layer: float) -> list[float]:
+        noise = [math.sin(37.0 * len(request.continuation) + sum(map(ord, request.continuation)))]
+        return noise if layer < 0.5 else _letters(request, layer)[:1]
+
+    comparisons = [_comparison(i) for i in range(12)]
+    probe = LinearProbe(
+        ScriptedEngine(hidden=hidden), comparisons, Grid((0.2, 0.8), ("mean",), (1.0,), (0.0,)), 4, 0
+    )
+    assert probe.setting.layer == 0.8
+    assert min(probe.held_out()) > 0.5
+
+
+def test_what_is_held_out_was_never_seen() -> None:
+    """Labels without any pattern: fitted, a rich probe agrees with all of them; held out, it must not."""
+    rng = np.random.default_rng(3)
+    known: dict[str, list[float]] = {}
+
+    def hidden(request: ScoreRequest, layer: float) -> list[float]:
+        return known.setdefault(request.continuation, rng.normal(0, 1, 60).tolist())
+
+    comparisons = [_comparison(i) for i in range(40)]
+    probe = LinearProbe(
+        ScriptedEngine(hidden=hidden), comparisons, Grid((0.5,), ("mean",), (0.1,), (0.0,)), 5, 0
+    )
+    asked = [Question(PRINCIPLE, c.prompt, c.better, c.worse) for c in comparisons]
+    fitted = [j.p_a for j in probe.compare(asked) if j.p_a is not None]
+    assert min(fitted) > 0.5
+    assert sum(p > 0.5 for p in probe.held_out()) < 32
+
+
+class _Chooser(ScriptedEngine):
     """Scores "(A)" by `bias`, plus `love` if the kind answer stands at A."""
 
-    name = "chooser"
-
     def __init__(self, bias: float, love: float) -> None:
+        super().__init__(logprobs=self._logit, name="chooser")
         self.bias, self.love = bias, love
         self.requests: list[ScoreRequest] = []
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[object]:
-        raise AssertionError("a choice judge generates nothing")
-
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        self.requests.extend(requests)
-        return [Score((self._logit(r) if r.continuation == "(A)" else 0.0,)) for r in requests]
-
-    def _logit(self, request: ScoreRequest) -> float:
+    def _logit(self, request: ScoreRequest) -> list[float]:
+        self.requests.append(request)
+        if request.continuation != "(A":
+            return [0.0]
         kind_is_a = "Answer (A): kind" in request.conversation[-1].content
-        return self.bias + (self.love if kind_is_a else -self.love)
+        return [self.bias + (self.love if kind_is_a else -self.love)]
 
 
 def _choice(engine: _Chooser, demonstrations: int = 0) -> ChoiceJudge:
-    comparisons = [_comparison(i) for i in range(6)]
-    return ChoiceJudge(engine, comparisons, [PRINCIPLE], demonstrations, seed=1)  # type: ignore[arg-type]
+    shown = demonstrated([_comparison(i) for i in range(6)], [PRINCIPLE], demonstrations, seed=1)
+    return ChoiceJudge(engine, shown)
 
 
 def test_choice_averages_both_orders() -> None:
     """bias 2, love 1: straight sigmoid(3), swapped 1 - sigmoid(1); the mean is (0.9526 + 0.2689) / 2."""
     [judgement] = _choice(_Chooser(2.0, 1.0)).compare([Question(PRINCIPLE, "q", "kind", "rude")])
     assert judgement.p_a == pytest.approx((0.952574 + 0.268941) / 2, abs=1e-5)
+    assert judgement.orders == pytest.approx((0.952574, 0.268941), abs=1e-5)
+    assert judgement.flipped is True
 
 
 def test_choice_cancels_a_pure_position_bias() -> None:
@@ -106,8 +162,13 @@ def test_choice_cancels_a_pure_position_bias() -> None:
     assert judgement.p_a == pytest.approx(0.5)
 
 
+def test_choice_without_a_bias_never_flips() -> None:
+    [judgement] = _choice(_Chooser(0.0, 2.0)).compare([Question(PRINCIPLE, "q", "kind", "rude")])
+    assert judgement.flipped is False
+
+
 def test_choice_never_shows_the_asked_comparison() -> None:
-    engine = _Chooser(0.0, 1.0)
+    engine = _Chooser(0.1, 1.0)
     asked = _comparison(2)
     _choice(engine, demonstrations=5).compare([Question(PRINCIPLE, asked.prompt, asked.better, asked.worse)])
     for request in engine.requests:
@@ -116,12 +177,29 @@ def test_choice_never_shows_the_asked_comparison() -> None:
         assert not any("q2" in text for text in shown)
 
 
+def test_choice_shows_the_better_answer_in_both_places() -> None:
+    engine = _Chooser(0.1, 1.0)
+    _choice(engine, demonstrations=4).compare([Question(PRINCIPLE, "q", "kind", "rude")])
+    marks = [m.content for m in engine.requests[0].conversation if m.role == "assistant"]
+    assert sorted(marks) == ["(A)", "(A)", "(B)", "(B)"]
+    for turn, mark in zip(engine.requests[0].conversation[::2], marks, strict=False):
+        assert f"Answer {mark}: kind" in turn.content
+
+
+def test_options_that_look_the_same_are_an_error() -> None:
+    engine = ScriptedEngine(logprobs=lambda r: [-1.0])
+    with pytest.raises(RunError, match="cannot tell the options"):
+        ChoiceJudge(engine, demonstrated([], [], 0, 0)).compare([Question(PRINCIPLE, "q", "kind", "rude")])
+
+
+def test_a_logprob_that_is_no_number_is_an_error() -> None:
+    engine = ScriptedEngine(logprobs=lambda r: [math.nan])
+    with pytest.raises(RunError, match="no number"):
+        ChoiceJudge(engine, demonstrated([], [], 0, 0)).compare([Question(PRINCIPLE, "q", "kind", "rude")])
+
+
 def test_empty_answer_is_unscored_never_a_half() -> None:
-    judges = (
-        _choice(_Chooser(0.0, 1.0)),
-        LinearProbe(_Reader(), [_comparison(i) for i in range(8)], layer=0.5, l2=1.0),
-    )
-    for judge in judges:
+    for judge in (_choice(_Chooser(0.0, 1.0)), _probe()):
         empty, fine = judge.compare(
             [Question(PRINCIPLE, "q", " ", "x"), Question(PRINCIPLE, "q", "kind", "x")]
         )
@@ -130,11 +208,43 @@ def test_empty_answer_is_unscored_never_a_half() -> None:
 
 
 def test_mean_win_ranks() -> None:
-    probe = LinearProbe(_Reader(), [_comparison(i) for i in range(8)], layer=0.5, l2=1.0)
-    wins = mean_win(probe, PRINCIPLE, "q", ["none", "kkk", "k", ""])
+    wins = mean_win(_probe(), PRINCIPLE, "q", ["none", "kkk", "k", ""])
     assert wins[3] is None
     scored = [w for w in wins[:3] if w is not None]
     assert sorted(range(3), key=lambda i: -scored[i]) == [1, 2, 0]
+
+
+def _fitted(question: Question, context: int) -> tuple[Question, str | None, bool]:
+    return fit_to_context(question, ScriptedEngine(context=context), lambda q: q.conversation, room=3)
+
+
+def test_a_conversation_is_cut_from_the_left() -> None:
+    """Words count as tokens: 4 of history, 4 of prompt, room for 3."""
+    history = (Message("user", "one two"), Message("assistant", "three four"))
+    question = Question(PRINCIPLE, "five six seven eight", "a", "b", history)
+    assert _fitted(question, 11) == (question, None, False)
+    cut, problem, truncated = _fitted(question, 9)
+    assert (problem, truncated) == (None, True)
+    assert cut.history == history[1:]
+    cut, problem, truncated = _fitted(question, 5)
+    assert (cut.history, cut.prompt, problem, truncated) == ((), "seven eight", None, True)
+    assert _fitted(question, 3)[1] == "the answers alone do not fit into the judge's context"
+
+
+def test_what_does_not_fit_is_unscored_and_what_was_cut_is_marked() -> None:
+    engine = _Chooser(0.0, 1.0)
+    engine.context = 60
+    judge = ChoiceJudge(engine, demonstrated([], [], 0, 0))
+    long, huge = (
+        Question(PRINCIPLE, "word " * 40, "kind", "rude"),
+        Question(PRINCIPLE, "q", "kind " * 80, "x"),
+    )
+    cut, none = judge.compare([long, huge])
+    assert cut.truncated
+    assert cut.p_a is not None
+    assert none.p_a is None
+    assert none.unscored is not None
+    assert "do not fit" in none.unscored
 
 
 @given(st.floats(-1000, 1000))

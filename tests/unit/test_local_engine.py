@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from solon.engines.base import GenerateRequest, Message, ScoreRequest, user
+from solon.engines.base import START_TOKENS, GenerateRequest, Message, ScoreRequest, user
 from solon.engines.local import LocalEngine
 from solon.errors import RunError, UsageError
-from solon.recipe import Sampling
+from solon.settings import Sampling
 
 WARM = Sampling(max_tokens=12, temperature=1.0, top_p=0.95)
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
@@ -135,18 +135,23 @@ def test_scores_are_those_of_the_sampled_distribution(tiny_engine: LocalEngine) 
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("layer", "block"), [(0.0, 0), (0.5, 1), (0.6, 1), (1.0, 2)])
-def test_hidden_means_equal_a_plain_forward_pass(tiny_engine: LocalEngine, layer: float, block: int) -> None:
-    means = tiny_engine.hidden_means(SCORED, layer)
-    assert means.dtype == np.float64
-    for mean, request in zip(means, SCORED, strict=True):
+def test_hidden_features_equal_a_plain_forward_pass(
+    tiny_engine: LocalEngine, layer: float, block: int
+) -> None:
+    found = tiny_engine.hidden_features(SCORED, [layer, 1.0], ["mean", "last", "start"])
+    assert found.shape == (len(SCORED), 2, 3, 64)
+    for features, request in zip(found, SCORED, strict=True):
         ids, start = ids_of(tiny_engine, request)
-        hidden = tiny_engine.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[block]
-        np.testing.assert_allclose(mean, hidden[0, start:].double().mean(0).numpy(), atol=2e-5)
+        states = tiny_engine.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        for kept, hidden in zip(features, (states[block][0, start:], states[-1][0, start:]), strict=True):
+            np.testing.assert_allclose(kept[0], hidden.mean(0).numpy(), atol=2e-5)
+            np.testing.assert_allclose(kept[1], hidden[-1].numpy(), atol=2e-5)
+            np.testing.assert_allclose(kept[2], hidden[:START_TOKENS].mean(0).numpy(), atol=2e-5)
 
 
 def test_reading_a_layer_leaves_no_hook_behind(tiny_engine: LocalEngine) -> None:
     before = tiny_engine.score(SCORED)
-    tiny_engine.hidden_means(SCORED, 0.0)
+    tiny_engine.hidden_features(SCORED, [0.0], ["mean"])
     assert tiny_engine.score(SCORED) == before
 
 
@@ -172,7 +177,7 @@ def test_tokens_are_counted_and_progress_is_told(tiny_engine: LocalEngine) -> No
 def test_no_requests_no_results(tiny_engine: LocalEngine) -> None:
     assert tiny_engine.generate([]) == []
     assert tiny_engine.score([]) == []
-    assert tiny_engine.hidden_means([], 0.5).shape == (0, 64)
+    assert tiny_engine.hidden_features([], [0.5], ["mean"]).shape == (0, 1, 1, 64)
 
 
 def test_a_prompt_beyond_the_context_is_named(tiny_engine: LocalEngine) -> None:
@@ -187,12 +192,12 @@ def test_an_empty_continuation_is_refused(tiny_engine: LocalEngine) -> None:
     with pytest.raises(RunError, match="empty continuation of “How do I”"):
         tiny_engine.score([ScoreRequest(user("How do I"), "")])
     with pytest.raises(RunError, match="empty continuation"):
-        tiny_engine.hidden_means([ScoreRequest(user("How do I"), "")], 0.5)
+        tiny_engine.hidden_features([ScoreRequest(user("How do I"), "")], [0.5], ["mean"])
 
 
 def test_a_layer_outside_the_model_is_refused(tiny_engine: LocalEngine) -> None:
     with pytest.raises(UsageError, match="between 0"):
-        tiny_engine.hidden_means(SCORED, 14)
+        tiny_engine.hidden_features(SCORED, [0.5, 14], ["mean"])
 
 
 def test_a_template_that_refuses_a_role_is_named(tiny_engine: LocalEngine) -> None:
@@ -211,7 +216,7 @@ def test_values_that_are_no_numbers_stop(tiny_model_folder: Path, tiny_engine: L
         lambda: engine.generate(requests(WARM)),
         lambda: engine.generate(requests(GREEDY)),
         lambda: engine.score(SCORED),
-        lambda: engine.hidden_means(SCORED, 1.0),
+        lambda: engine.hidden_features(SCORED, [1.0], ["mean"]),
     ):
         with pytest.raises(RunError, match="broken computes values that are no numbers"):
             call()

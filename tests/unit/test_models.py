@@ -18,7 +18,7 @@ from solon.engines.base import GenerateRequest, ScoreRequest, user
 from solon.engines.local import LocalEngine, open_engine
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, inventory, load_model, load_tokenizer, pick_device, pick_dtype, resolve
-from solon.recipe import Sampling
+from solon.settings import Sampling
 
 
 @pytest.fixture
@@ -210,7 +210,8 @@ def test_the_embedded_model_scores_the_right_answer_higher(embedded_engine: Loca
     answers = ["The capital of France is Paris.", "The capital of France is London."]
     right, wrong = embedded_engine.score([ScoreRequest(asked, answer) for answer in answers])
     assert right.total > wrong.total + 1
-    assert embedded_engine.hidden_means([ScoreRequest(asked, answers[0])], 0.47).shape == (1, 576)
+    features = embedded_engine.hidden_features([ScoreRequest(asked, answers[0])], [0.47], ["mean"])
+    assert features.shape == (1, 1, 1, 576)
 
 
 def test_the_embedded_model_is_whole(embedded_source: ModelSource, embedded_engine: LocalEngine) -> None:

@@ -8,7 +8,8 @@ import torch
 from solon.engines.base import GenerateRequest, user
 from solon.engines.local import LocalEngine
 from solon.models import load_model, load_tokenizer, resolve
-from solon.recipe import Lora, Reinforce, Sampling
+from solon.recipe import Lora, Reinforce
+from solon.settings import Sampling
 from solon.training.adapters import add_adapter, trainable
 from solon.training.batching import minibatches
 from solon.training.encoding import Encoded

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from solon.engines.base import GenerateRequest, Message
 from solon.engines.local import LocalEngine
 from solon.engines.prefix import common_start, lay_out, prefill
-from solon.recipe import Sampling
+from solon.settings import Sampling
 
 _ROWS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=5)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from solon.engines.sampling import NextToken, draw, uniforms
-from solon.recipe import Sampling
+from solon.settings import Sampling
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
 

@@ -6,7 +6,7 @@ import pytest
 from solon.engines.base import GenerateRequest, ScoreRequest, user
 from solon.engines.scripted import END, ScriptedEngine
 from solon.errors import RunError
-from solon.recipe import Sampling
+from solon.settings import Sampling
 
 ASKED = GenerateRequest(user("one two three"), Sampling(max_tokens=3), seed=0)
 SCORED = ScoreRequest(user("one two three"), "a b")
@@ -29,7 +29,9 @@ def test_scores_and_hidden_states_are_the_functions() -> None:
         logprobs=lambda r: [-1.0] * len(r.continuation.split()), hidden=lambda r, layer: [layer, 2.0]
     )
     assert engine.score([SCORED])[0].total == -2.0
-    np.testing.assert_array_equal(engine.hidden_means([SCORED, SCORED], 0.5), [[0.5, 2.0], [0.5, 2.0]])
+    features = engine.hidden_features([SCORED, SCORED], [0.5, 1.0], ["mean", "last"])
+    assert features.shape == (2, 2, 2, 2)
+    np.testing.assert_array_equal(features[0, :, 1], [[0.5, 2.0], [1.0, 2.0]])
     assert engine.tokens_read == 3 * 5
 
 
@@ -40,7 +42,7 @@ def test_what_is_not_scripted_is_refused() -> None:
     with pytest.raises(RunError, match="cannot score"):
         engine.score([SCORED])
     with pytest.raises(RunError, match="no hidden states"):
-        engine.hidden_means([SCORED], 0.5)
+        engine.hidden_features([SCORED], [0.5], ["mean"])
 
 
 def test_empty_continuations_are_refused() -> None:

@@ -6,15 +6,17 @@ again alone. Engines raise `solon.errors.RunError` when the model cannot answer;
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from solon.recipe import Sampling
 from solon.records import Finish
+from solon.settings import Sampling
 
 Progress = Callable[[int], None]
+Pooling = Literal["mean", "last", "start"]
+START_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,20 @@ class Score:
 
 
 class Engine(Protocol):
-    """A language model that generates and scores. `name` identifies it in the rows it writes."""
+    """A language model that generates and scores. `name` identifies it in the rows it writes.
+
+    `context` is how many tokens it can hold, None where that is not known; `length` counts those of a
+    conversation. The two counters grow with the work done.
+    """
+
+    tokens_generated: int
+    tokens_read: int
+    context: int | None
 
     @property
     def name(self) -> str: ...
+
+    def length(self, conversation: Conversation) -> int: ...
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]: ...
 
@@ -80,12 +92,19 @@ class Engine(Protocol):
 class HiddenStates(Protocol):
     """A model whose hidden states can be read."""
 
-    def hidden_means(self, requests: Sequence[ScoreRequest], layer: float) -> NDArray[np.float64]:
-        """Mean hidden state over each continuation's tokens, shape [len(requests), width].
+    def hidden_features(
+        self, requests: Sequence[ScoreRequest], layers: Sequence[float], poolings: Sequence[Pooling]
+    ) -> NDArray[np.float32]:
+        """Hidden states of each continuation, [len(requests), layers, poolings, width].
 
-        `layer` is a depth between 0 (embeddings) and 1 (last block), rounded to a block.
+        A layer is a depth between 0 (embeddings) and 1 (last block), rounded to a block. The pooling is
+        over the continuation's tokens: their mean, the last one, or the mean of the first `START_TOKENS`.
         """
         ...
+
+
+class ReadableEngine(Engine, HiddenStates, Protocol):
+    """An engine on a model in this process, whose hidden states can be read too."""
 
 
 def user(text: str) -> Conversation:

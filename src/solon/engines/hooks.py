@@ -1,6 +1,6 @@
 """Reaching into a transformers model's forward pass: what generation, scoring and reading need of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,28 +50,38 @@ def blocks(model: Any) -> nn.ModuleList:
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass at the wanted block, carrying its input [B, T, width]."""
-
-    def __init__(self, hidden_BTD: Tensor) -> None:
-        super().__init__("the wanted block is reached")
-        self.hidden_BTD = hidden_BTD
+    """Ends a forward pass once the deepest wanted block is reached."""
 
 
-def hidden_before(block: nn.Module, forward: Callable[[], object]) -> Tensor:
-    """The hidden states [B, T, width] that enter `block` during `forward`, which ends there.
+def hidden_at(model: Any, depths: Sequence[int], forward: Callable[[], Any]) -> list[Tensor]:
+    """The hidden states [B, T, width] that enter the blocks of these numbers during `forward`.
+
+    The number of blocks stands for what leaves the last one, normed. Nothing above the deepest is computed.
 
     Raises:
-        RunError: the block is never run.
+        RunError: a block is never run.
     """
+    layers, deepest = blocks(model), max(depths)
+    kept: dict[int, Tensor] = {}
 
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _ReachedError(args[0] if args else kwargs["hidden_states"])
+    def keep(depth: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            kept[depth] = args[0] if args else kwargs["hidden_states"]
+            if depth == deepest:
+                raise _ReachedError
 
-    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+        return hook
+
+    inner = sorted({depth for depth in depths if depth < len(layers)})
+    handles = [layers[d].register_forward_pre_hook(keep(d), with_kwargs=True) for d in inner]
     try:
-        forward()
-    except _ReachedError as reached:
-        return reached.hidden_BTD
+        output = forward()
+        kept[len(layers)] = output.last_hidden_state
+    except _ReachedError:
+        pass
     finally:
-        handle.remove()
-    raise RunError(f"{type(block).__name__}: the block is never run; its hidden states cannot be read.")
+        for handle in handles:
+            handle.remove()
+    if not set(depths) <= set(kept):
+        raise RunError(f"{type(model).__name__}: a block is never run; its hidden states cannot be read.")
+    return [kept[depth] for depth in depths]

@@ -3,6 +3,7 @@
 Requests are batched by like length within a budget of tokens. Lengths are explicit everywhere: the pad
 token may be the end token, and a mask made from ids would hide real ends. Batches are put together from
 the requests' content, so results do not depend on their order; in float32 they do not depend on the batch.
+Scoring and reading hidden states is `engines.reader`'s work.
 """
 
 from collections.abc import Sequence
@@ -13,19 +14,25 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import GenerationConfig
 
-from solon.engines.base import Completion, Conversation, GenerateRequest, Progress, Score, ScoreRequest
-from solon.engines.hooks import before_head, blocks, hidden_before, neutral
+from solon.engines.base import (
+    Completion,
+    Conversation,
+    GenerateRequest,
+    Pooling,
+    Progress,
+    Score,
+    ScoreRequest,
+)
+from solon.engines.hooks import neutral
 from solon.engines.prefix import prefill
+from solon.engines.reader import Reader, TextRow
 from solon.engines.sampling import NextToken
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, load_model, load_tokenizer
-from solon.recipe import Sampling
-from solon.training.batching import answer_positions, budget_batches, pad_right
-
-_HEAD_ROWS = 512  # Rows of logits that are float32 at once.
+from solon.settings import Sampling
+from solon.training.batching import budget_batches
 
 
 @dataclass(frozen=True)
@@ -35,18 +42,6 @@ class _Prompt:
     ids: tuple[int, ...]
     seed: int
     index: int
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A score request as token ids."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        return self.prompt + self.answer
 
 
 class LocalEngine:
@@ -71,7 +66,8 @@ class LocalEngine:
         self._batch_tokens = batch_tokens
         self._progress: Progress = progress or (lambda done: None)
         self._ends = _end_tokens(model, tokenizer)
-        self._context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._reader = Reader(model, self._ends[0], batch_tokens, self._progress)
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     @property
     def name(self) -> str:
@@ -132,7 +128,6 @@ class LocalEngine:
         self.tokens_read += len(prompt.ids)
         return Completion(text, ids, "length" if end is None else "stop", len(prompt.ids))
 
-    @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """Log-probabilities of the continuations' tokens, without an end token.
 
@@ -140,89 +135,58 @@ class LocalEngine:
             UsageError: a text does not fit into the model's context.
             RunError: a continuation has no token, or the model's logits are not numbers.
         """
-        rows = [self._row(request) for request in requests]
-        done: dict[int, Score] = {}
-        for batch in self._batches(rows):
-            logp_N = self._logprobs([rows[i] for i in batch])
-            if not bool(logp_N.isfinite().all()):
-                raise self._not_numbers()
-            parts = torch.split(logp_N, [len(rows[i].answer) for i in batch])
-            done.update((i, Score(tuple(part.tolist()))) for i, part in zip(batch, parts, strict=True))
-            self._progress(len(batch))
-        return [done[index] for index in range(len(rows))]
+        rows = self._rows(requests)
+        found = self._reader.logprobs(rows)
+        if not all(bool(logp.isfinite().all()) for logp in found):
+            raise self._not_numbers()
+        return [Score(tuple(logp.tolist())) for logp in found]
 
-    def _logprobs(self, rows: Sequence[_Row]) -> Tensor:
-        """float32 [N] on the CPU: log-probabilities of all answer tokens, row by row."""
-        prompts_B = torch.tensor([len(row.prompt) for row in rows])
-        answers_B = torch.tensor([len(row.answer) for row in rows])
-        where = answer_positions(prompts_B, answers_B)
-        with before_head(self.model, where):
-            logits_NV = self._forward(rows).logits[0]
-        chosen_N = torch.tensor([token for row in rows for token in row.answer], device=logits_NV.device)
-        parts = []
-        for logits, chosen in zip(
-            torch.split(logits_NV, _HEAD_ROWS), torch.split(chosen_N, _HEAD_ROWS), strict=True
-        ):
-            parts.append(torch.log_softmax(logits.float(), -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
-        return torch.cat(parts).cpu()
-
-    @torch.inference_mode()
-    def hidden_means(self, requests: Sequence[ScoreRequest], layer: float) -> NDArray[np.float64]:
-        """Mean hidden state over each continuation's tokens, float64 [len(requests), width].
-
-        `layer` is a depth from 0 (embeddings) to 1 (last block, normed), rounded to a block: the hidden
-        state that goes into the next one. The blocks above are not computed.
+    def hidden_features(
+        self, requests: Sequence[ScoreRequest], layers: Sequence[float], poolings: Sequence[Pooling]
+    ) -> NDArray[np.float32]:
+        """Hidden states of each continuation, float32 [len(requests), layers, poolings, width].
 
         Raises:
-            UsageError: a text does not fit into the context, or `layer` is not between 0 and 1.
+            UsageError: a text does not fit into the context, or a layer is not between 0 and 1.
             RunError: a continuation has no token, or the hidden states are not numbers.
         """
-        if not 0 <= layer <= 1:
-            raise UsageError(f"layer is {layer}: give a depth between 0 (embeddings) and 1 (last block).")
-        rows = [self._row(request) for request in requests]
-        width = self.model.config.get_text_config().hidden_size
-        means = np.zeros((len(rows), width), dtype=np.float64)
-        for batch in self._batches(rows):
-            hidden_BTD = self._hidden([rows[i] for i in batch], layer)
-            for hidden_TD, i in zip(hidden_BTD, batch, strict=True):
-                start, stop = len(rows[i].prompt), len(rows[i].ids)
-                means[i] = hidden_TD[start:stop].cpu().double().mean(0).numpy()
-            self._progress(len(batch))
-        if not np.isfinite(means).all():
+        wrong = [layer for layer in layers if not 0 <= layer <= 1]
+        if wrong:
+            raise UsageError(f"layer is {wrong[0]}: give a depth between 0 (embeddings) and 1 (last block).")
+        found = self._reader.features(self._rows(requests), layers, poolings)
+        if not np.isfinite(found).all():
             raise self._not_numbers()
-        return means
+        return found
 
-    def _hidden(self, rows: Sequence[_Row], layer: float) -> Tensor:
-        trunk, layers = self.model.base_model, blocks(self.model)
-        depth = round(layer * len(layers))
-        if depth < len(layers):
-            return hidden_before(layers[depth], lambda: self._forward(rows, trunk))
-        hidden_BTD: Tensor = self._forward(rows, trunk).last_hidden_state
-        return hidden_BTD
+    def length(self, conversation: Conversation) -> int:
+        """Tokens of the conversation up to the assistant's header."""
+        return len(self._template(conversation))
 
-    def _forward(self, rows: Sequence[_Row], module: Any = None) -> Any:
-        """One pass over right-padded rows. No mask: in a causal model nothing real sees what follows it."""
-        ids_BT, _ = pad_right([row.ids for row in rows], self._ends[0])
+    def _rows(self, requests: Sequence[ScoreRequest]) -> list[TextRow]:
+        rows = [self._row(request) for request in requests]
         self.tokens_read += sum(len(row.ids) for row in rows)
-        return (module or self.model)(input_ids=ids_BT.to(self.model.device), use_cache=False)
+        return rows
 
-    def _batches(self, rows: Sequence[_Row]) -> list[list[int]]:
-        """Indices of the rows in batches that depend on the rows alone, not on their order."""
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rows[i].ids))
-        lengths = [len(rows[i].ids) for i in order]
-        return [[order[j] for j in batch] for batch in budget_batches(lengths, self._batch_tokens)]
-
-    def _row(self, request: ScoreRequest) -> _Row:
+    def _row(self, request: ScoreRequest) -> TextRow:
         answer = tuple(self.tokenizer(request.continuation, add_special_tokens=False)["input_ids"])
         if not answer:
             raise RunError(
                 f"an empty continuation of “{_first_words(request.conversation)}” cannot be scored. "
                 "Leave empty texts out."
             )
-        return _Row(self._prompt(request.conversation, len(answer)), answer)
+        return TextRow(self._prompt(request.conversation, len(answer)), answer)
 
     def _prompt(self, conversation: Conversation, room: int) -> tuple[int, ...]:
         """Token ids up to the assistant's header; `room` tokens must fit behind them."""
+        ids = self._template(conversation)
+        if self.context is not None and len(ids) + room > self.context:
+            raise UsageError(
+                f"“{_first_words(conversation)}” has {len(ids)} tokens; with {room} more it does not fit "
+                f"into the context of {self.name}, {self.context} tokens. Shorten it or lower max_tokens."
+            )
+        return ids
+
+    def _template(self, conversation: Conversation) -> tuple[int, ...]:
         turns = [{"role": m.role, "content": m.content} for m in conversation]
         try:
             ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
@@ -231,11 +195,6 @@ class LocalEngine:
                 f"{self.name}: its chat template refuses the conversation “{_first_words(conversation)}” "
                 f"({error}). Use a model whose template takes these roles."
             ) from error
-        if self._context is not None and len(ids) + room > self._context:
-            raise UsageError(
-                f"“{_first_words(conversation)}” has {len(ids)} tokens; with {room} more it does not fit "
-                f"into the context of {self.name}, {self._context} tokens. Shorten it or lower max_tokens."
-            )
         return tuple(ids)
 
     def _not_numbers(self) -> RunError:

@@ -56,26 +56,24 @@ def prefill(model: Any, rows: Sequence[tuple[int, ...]], pad: int) -> tuple[Layo
     layout = lay_out(unique, pad)
     cache = DynamicCache(config=model.config)
     if layout.shared:
-        start = Layout(layout.ids_BT[:1], layout.mask_BT[:1], layout.shared)
-        _extend(model, cache, start, layout.shared)
+        extend(model, cache, layout.ids_BT[:1, : layout.shared], layout.mask_BT[:1, : layout.shared])
         cache.batch_repeat_interleave(len(unique))
     if len(unique) < len(rows):
-        _extend(model, cache, layout, layout.ids_BT.shape[1] - 1)
+        extend(model, cache, layout.ids_BT[:, :-1], layout.mask_BT[:, :-1])
         cache.batch_select_indices(torch.tensor([place[row] for row in rows], device=model.device))
     return layout.rows(torch.tensor([place[row] for row in rows])), cache
 
 
-def _extend(model: Any, cache: DynamicCache, layout: Layout, stop: int) -> None:
-    """Compute the columns from the cache's end up to `stop`."""
+def extend(model: Any, cache: DynamicCache, ids_BT: Tensor, mask_BT: Tensor) -> None:
+    """Compute the columns of `ids_BT` that the cache lacks; `mask_BT` is 1 where a token is real."""
     start = cache.get_seq_length()
-    if start >= stop:
+    if start >= ids_BT.shape[1]:
         return
-    mask_BT = layout.mask_BT[:, :stop]
     positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
     model.base_model(
-        input_ids=layout.ids_BT[:, start:stop].to(model.device),
+        input_ids=ids_BT[:, start:].to(model.device),
         attention_mask=mask_BT.to(model.device),
-        position_ids=positions_BT[:, start:stop].to(model.device),
+        position_ids=positions_BT[:, start:].to(model.device),
         past_key_values=cache,
         use_cache=True,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from solon.recipe import Sampling
+from solon.settings import Sampling
 
 _SHORTCUT = (
     256  # At usual temperatures the nucleus nearly always lies in these; a full sort costs 20 times more.

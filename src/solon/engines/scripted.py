@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from solon.engines.base import Completion, Conversation, GenerateRequest, Score, ScoreRequest
+from solon.engines.base import Completion, Conversation, GenerateRequest, Pooling, Score, ScoreRequest
 from solon.errors import RunError
 
 END = 0
@@ -28,11 +28,13 @@ class ScriptedEngine:
         logprobs: Logprobs | None = None,
         hidden: Hidden | None = None,
         name: str = "scripted",
+        context: int | None = None,
     ) -> None:
         self.tokens_generated = 0
         self.tokens_read = 0
         self._reply, self._logprobs, self._hidden = reply, logprobs, hidden
         self._name = name
+        self.context = context
 
     @property
     def name(self) -> str:
@@ -49,11 +51,18 @@ class ScriptedEngine:
         self._read(requests)
         return [Score(tuple(self._logprobs(request))) for request in requests]
 
-    def hidden_means(self, requests: Sequence[ScoreRequest], layer: float) -> NDArray[np.float64]:
+    def hidden_features(
+        self, requests: Sequence[ScoreRequest], layers: Sequence[float], poolings: Sequence[Pooling]
+    ) -> NDArray[np.float32]:
+        """The function's features at each layer, the same for every pooling."""
         if self._hidden is None:
             raise RunError(f"{self.name} has no hidden function and has no hidden states.")
         self._read(requests)
-        return np.array([self._hidden(request, layer) for request in requests], dtype=np.float64)
+        rows = [[[self._hidden(r, layer)] * len(poolings) for layer in layers] for r in requests]
+        return np.array(rows, dtype=np.float32)
+
+    def length(self, conversation: Conversation) -> int:
+        return _count(conversation)
 
     def _cut(self, request: GenerateRequest, text: str) -> Completion:
         """A reply of `max_tokens` words or more is cut and never reaches its end token."""

@@ -4,29 +4,63 @@ A judge answers with a probability or says why it cannot ("unscored"); it never 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from solon.constitution import Principle
+from solon.engines.base import Conversation, Engine, Message
+
+_SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "Setting"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """Which of the answers a and b to `prompt` does `principle` prefer?"""
+    """Which of the answers a and b to `prompt` does `principle` prefer? `history` came before the prompt."""
 
     principle: Principle
     prompt: str
     a: str
     b: str
+    history: Conversation = ()
+
+    @property
+    def conversation(self) -> Conversation:
+        """The turns up to and with the prompt."""
+        return (*self.history, Message("user", self.prompt))
+
+    @property
+    def dialogue(self) -> str:
+        """The conversation as one text; a single question stands without a speaker's name."""
+        if not self.history:
+            return self.prompt
+        return "\n\n".join(f"{_SPEAKERS[turn.role]}: {turn.content}" for turn in self.conversation)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The probability that a is preferred; None where the judge could not tell, and then why."""
+    """The probability that a is preferred; None where the judge could not tell, and then why.
+
+    `orders` has P(a) as read with a in the first place and with a in the second, where a judge asks in
+    both. `disagreement` is the standard deviation of the members' probabilities, where several were asked.
+    `truncated` tells that the conversation was cut from the left to fit into the model's context. `p_raw` is
+    the probability before calibration.
+    """
 
     p_a: float | None
     unscored: str | None = None
+    orders: tuple[float, float] | None = None
+    disagreement: float | None = None
+    truncated: bool = False
+    p_raw: float | None = None
+
+    @property
+    def flipped(self) -> bool | None:
+        """Whether the judge chose the same position in both orders, that is, the other answer."""
+        if self.orders is None:
+            return None
+        first, second = self.orders
+        return (first - 0.5) * (second - 0.5) < 0
 
 
 class Judge(Protocol):
@@ -45,11 +79,52 @@ def sigmoid(x: float) -> float:
     return math.exp(x) / (1.0 + math.exp(x))
 
 
+def logit(p: float) -> float:
+    """log(p / (1 - p)); probabilities closer to 0 or 1 than 1e-9 are held there."""
+    held = min(max(p, 1e-9), 1.0 - 1e-9)
+    return math.log(held / (1.0 - held))
+
+
 def unanswerable(question: Question) -> str | None:
     """Why no judge can answer: an empty text on one side. None if both sides can be read."""
     if not question.a.strip() or not question.b.strip():
         return "an answer is empty"
     return None
+
+
+def judged(
+    questions: Sequence[Question], work: Callable[[Sequence[Question]], Sequence[Judgement]]
+) -> list[Judgement]:
+    """Judgements of all questions: `work` is given those that can be answered, each different one once."""
+    asked = [q for q in dict.fromkeys(questions) if unanswerable(q) is None]
+    known = dict(zip(asked, work(asked), strict=True)) if asked else {}
+    return [known.get(q) or Judgement(None, unanswerable(q)) for q in questions]
+
+
+Render = Callable[[Question], Conversation]
+
+
+def fit_to_context(
+    question: Question, engine: Engine, render: Render, room: int
+) -> tuple[Question, str | None, bool]:
+    """The question, cut from the left until `render` of it and `room` more tokens fit into the context.
+
+    First the oldest turns go, then the prompt's first words. Returns the question, why it cannot be asked
+    (None if it can), and whether anything was cut.
+    """
+    if engine.context is None:
+        return question, None, False
+    fits = engine.context - room
+    cut = question
+    while engine.length(render(cut)) > fits:
+        words = cut.prompt.split()
+        if cut.history:
+            cut = replace(cut, history=cut.history[1:])
+        elif len(words) > 1:
+            cut = replace(cut, prompt=" ".join(words[-(len(words) // 2) :]))
+        else:
+            return question, "the answers alone do not fit into the judge's context", False
+    return cut, None, cut is not question
 
 
 def mean_win(judge: Judge, principle: Principle, prompt: str, answers: Sequence[str]) -> list[float | None]:

@@ -1,83 +1,69 @@
 """The paper's multiple choice (Bai et al. 2022, sec. 4.1): "(A)" or "(B)", by log-probabilities.
 
 Asked in both orders and averaged, because models prefer a position. Below about a billion parameters
-this judge is noise; its check says so. The options' log-probabilities are normalised over the two.
+this judge is noise; its check says so. The principle is worded after the two answers: questions about one
+pair then start alike, and a local model reads the pair once for all of its principles.
 """
 
-import random
 from collections.abc import Sequence
+from dataclasses import replace
 
-from solon.constitution import Comparison, Principle
-from solon.digest import seed_from
-from solon.engines.base import Conversation, Engine, Message, Score, ScoreRequest
-from solon.feedback.base import Judgement, Question, sigmoid, unanswerable
+from solon.engines.base import Conversation, Engine, Message
+from solon.feedback.base import Judgement, Question, fit_to_context, judged
+from solon.feedback.demonstrated import Demonstrated
+from solon.feedback.options import CHOICES, probabilities
 from solon.templates import fill
 
-OPTIONS = ("(A)", "(B)")
+_ROOM = 8  # Tokens for an option behind the question
 
 
 class ChoiceJudge:
-    """Asks a model to choose, after `demonstrations` worked comparisons drawn by the question."""
+    """Asks a model to choose, after the worked comparisons of `shown`."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        comparisons: Sequence[Comparison],
-        principles: Sequence[Principle],
-        demonstrations: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, engine: Engine, shown: Demonstrated) -> None:
         self._engine = engine
-        self._comparisons = tuple(comparisons)
-        self._principles = {p.id: p for p in principles}
-        self._count = demonstrations
-        self._seed = seed
+        self._shown = shown
 
     @property
     def name(self) -> str:
         return f"choice:{self._engine.name}"
 
     def compare(self, questions: Sequence[Question]) -> list[Judgement]:
-        """Mean over both orders of P(first) (paper, sec. 4.1), two scores an order."""
-        asked = [q for q in questions if unanswerable(q) is None]
-        requests = [r for question in asked for r in self._requests(question)]
-        scores = iter(self._engine.score(requests))
-        answers = {}
-        for question in asked:
-            first, second, swapped_first, swapped_second = (next(scores) for _ in range(4))
-            straight = _preference(first, second)
-            swapped = 1.0 - _preference(swapped_first, swapped_second)
-            answers[question] = Judgement((straight + swapped) / 2)
-        return [answers.get(q) or Judgement(None, unanswerable(q)) for q in questions]
+        """Mean over both orders of P(a) (paper, sec. 4.1).
 
-    def _requests(self, question: Question) -> list[ScoreRequest]:
-        shown = self._demonstrations(question)
-        orders = [(question.a, question.b), (question.b, question.a)]
-        return [
-            ScoreRequest((*shown, Message("user", _ask(question.principle, question.prompt, a, b))), option)
-            for a, b in orders
-            for option in OPTIONS
-        ]
+        Raises:
+            RunError: the model cannot write the options, or its log-probabilities are no numbers.
+        """
+        return judged(questions, self._compare)
 
-    def _demonstrations(self, question: Question) -> Conversation:
-        """Worked comparisons with the better answer in a random place; never the one that is asked."""
-        rng = random.Random(seed_from(self._seed, question.prompt, question.a, question.b))
-        others = [c for c in self._comparisons if c.prompt != question.prompt]
-        turns: list[Message] = []
-        for comparison in rng.sample(others, min(self._count, len(others))):
-            better_first = rng.random() < 0.5
-            sides = (comparison.better, comparison.worse)
-            a, b = sides if better_first else sides[::-1]
-            principle = self._principles[comparison.principle]
-            turns.append(Message("user", _ask(principle, comparison.prompt, a, b)))
-            turns.append(Message("assistant", OPTIONS[0] if better_first else OPTIONS[1]))
-        return tuple(turns)
+    def _compare(self, questions: Sequence[Question]) -> list[Judgement]:
+        fitted = [fit_to_context(q, self._engine, self._talk, _ROOM) for q in questions]
+        asked = [q for q, problem, _ in fitted if problem is None]
+        orders = [(self._talk(order), "") for q in asked for order in (q, swapped(q))]
+        straight_and_swapped = iter(probabilities(self._engine, orders, CHOICES)[:, 0].tolist())
+        judgements = []
+        for _, problem, truncated in fitted:
+            if problem is not None:
+                judgements.append(Judgement(None, problem))
+                continue
+            both = (next(straight_and_swapped), 1.0 - next(straight_and_swapped))
+            judgements.append(Judgement(sum(both) / 2, orders=both, truncated=truncated))
+        return judgements
+
+    def _talk(self, question: Question) -> Conversation:
+        return (*self._shown.before(question, _ask), Message("user", _ask(question)))
 
 
-def _ask(principle: Principle, prompt: str, a: str, b: str) -> str:
-    return fill("choice", prompt=prompt, a=a, b=b, question=principle.question)
+def swapped(question: Question) -> Question:
+    """The same question with the answers in the other order."""
+    return replace(question, a=question.b, b=question.a)
 
 
-def _preference(first: Score, second: Score) -> float:
-    """P(first option), normalised over the two options."""
-    return sigmoid(first.total - second.total)
+def _ask(question: Question) -> str:
+    return fill(
+        "choice",
+        dialogue=question.dialogue,
+        a=question.a,
+        b=question.b,
+        question=question.principle.question,
+    )

@@ -1,73 +1,76 @@
 """A linear readout of a model's own hidden states, fitted on the constitution's worked comparisons.
 
-Small models cannot say which answer is better, yet their hidden states tell it: the mean over an
-answer's tokens, about half-way up the network, is linearly separable into better and worse. A few dozen
+Small models cannot say which answer is better, yet their hidden states tell it: pooled over an answer's
+tokens, about half-way up the network, they are linearly separable into better and worse. A few dozen
 comparisons teach the direction, one forward pass reads an answer, and there is no order to swap.
+
+Layer, pooling and strength are chosen by cross-validation. What is reported for the constitution's own
+comparisons is nested: the choice is made anew without the comparisons that it is tested on.
+
+Names carry shapes: n comparisons, L layers, P poolings, D features.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from solon.constitution import MIN_COMPARISONS, Comparison
 from solon.digest import seed_from
-from solon.engines.base import HiddenStates, ScoreRequest, user
+from solon.engines.base import Pooling, ReadableEngine, ScoreRequest, user
 from solon.errors import UsageError
-from solon.feedback.base import Judgement, Question, sigmoid, unanswerable
+from solon.feedback.base import Judgement, Question, fit_to_context, judged, sigmoid
+from solon.feedback.readout import Array, Readout, fit
 
-Array = NDArray[np.float64]
+Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Readout:
-    """A direction in standardised feature space; the score of an answer is its projection, in logits."""
+class ProbeSetting:
+    """What is read and how strongly it is fitted. `own` is how far a principle's direction may stray."""
 
-    weights: Array
-    mean: Array
-    scale: Array
-
-    def score(self, features: Array) -> Array:
-        """Features [n, width] to scores [n]. A difference of two is the log-odds of the first."""
-        projected: Array = ((features - self.mean) / self.scale) @ self.weights
-        return projected
+    layer: float
+    pooling: Pooling
+    l2: float
+    own: float
 
 
-def fit(better: Array, worse: Array, l2: float) -> Readout:
-    """Logistic regression on pair differences, [n, width] each, without intercept.
+@dataclass(frozen=True)
+class Grid:
+    """The settings that cross-validation chooses from: all combinations."""
 
-    Minimises sum log(1 + exp(-w·(x_better - x_worse))) + l2/2 |w|^2 (Bradley and Terry 1952 with linear
-    strengths). Convex, so the optimum does not depend on the start.
-    """
-    both = np.concatenate([better, worse])
-    mean, scale = both.mean(0), both.std(0) + 1e-6
-    difference = torch.from_numpy((better - worse) / scale)
-    weights = torch.zeros(difference.shape[1], dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+    layers: tuple[float, ...]
+    poolings: tuple[Pooling, ...]
+    l2: tuple[float, ...]
+    own: tuple[float, ...]
 
-    def loss() -> torch.Tensor:
-        optimiser.zero_grad()
-        value = torch.nn.functional.softplus(-(difference @ weights)).sum() + l2 / 2 * weights.square().sum()
-        torch.autograd.backward(value)
-        return value
+    def settings(self) -> list[ProbeSetting]:
+        return [ProbeSetting(*values) for values in product(self.layers, self.poolings, self.l2, self.own)]
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
-    return Readout(weights.detach().numpy(), mean, scale)
+
+@dataclass(frozen=True)
+class Taught:
+    """Comparisons as features [n, L, P, D], with their principles and folds."""
+
+    better: Features
+    worse: Features
+    principles: tuple[str, ...]
+    folds: NDArray[np.int64]
+
+    def only(self, kept: NDArray[np.bool_]) -> "Taught":
+        names = tuple(p for p, keep in zip(self.principles, kept, strict=True) if keep)
+        return Taught(self.better[kept], self.worse[kept], names, self.folds[kept])
 
 
 class LinearProbe:
-    """A judge that compares the readouts of two answers.
-
-    One direction is read for all principles of its comparisons: a handful of examples a principle is
-    too few for a direction each. The principle of a question is recorded and does not move the score.
-    """
+    """A judge that compares the readouts of two answers."""
 
     def __init__(
-        self, engine: HiddenStates, comparisons: Sequence[Comparison], layer: float, l2: float
+        self, engine: ReadableEngine, comparisons: Sequence[Comparison], grid: Grid, folds: int, seed: int
     ) -> None:
-        """Fit on `comparisons`. Raises UsageError if there are fewer than `MIN_COMPARISONS`."""
+        """Choose a setting and fit it. Raises UsageError if there are fewer than `MIN_COMPARISONS`."""
         if len(comparisons) < MIN_COMPARISONS:
             raise UsageError(
                 f"the linear probe needs at least {MIN_COMPARISONS} comparisons, the constitution has "
@@ -75,55 +78,105 @@ class LinearProbe:
                 "or set judge.kind=choice."
             )
         self._engine = engine
-        self._layer = layer
-        self._l2 = l2
-        self._prompts = [c.prompt for c in comparisons]
-        self._better, self._worse = comparison_features(engine, comparisons, layer)
-        self._readout = fit(self._better, self._worse, l2)
+        self._grid = grid
+        self._taught = _teach(engine, comparisons, grid, folds, seed)
+        self.setting = choose(self._taught, grid)
+        self._readout = _fit(self._taught, grid, self.setting)
 
     @property
     def name(self) -> str:
-        return "linear_probe"
+        return f"linear_probe:{self._engine.name}"
 
-    def cross_validate(self, folds: int, seed: int) -> list[bool]:
-        """Whether each comparison is read rightly by a readout fitted on the other folds.
+    def held_out(self) -> list[float]:
+        """P(better) of each comparison, by a readout whose setting and weights never saw its fold.
 
         Folds go by prompt, so that two comparisons of one prompt are never on both sides.
         """
-        fold_of = np.array([seed_from(seed, prompt) % folds for prompt in self._prompts])
-        correct = np.zeros(len(fold_of), dtype=bool)
-        for fold in range(folds):
-            test = fold_of == fold
-            if test.any() and not test.all():
-                readout = fit(self._better[~test], self._worse[~test], self._l2)
-                correct[test] = readout.score(self._better[test]) > readout.score(self._worse[test])
-        return [bool(c) for c in correct]
-
-    def scores(self, answers: Sequence[tuple[str, str]]) -> list[float]:
-        """The readout of each (prompt, answer), in logits; equal pairs are read once."""
-        unique = list(dict.fromkeys(answers))
-        features = features_of(self._engine, unique, self._layer)
-        known = dict(zip(unique, self._readout.score(features).tolist(), strict=True))
-        return [known[pair] for pair in answers]
+        p_n = np.full(len(self._taught.principles), np.nan)
+        for fold in np.unique(self._taught.folds):
+            test = self._taught.folds == fold
+            if not test.all():
+                rest = self._taught.only(~test)
+                setting = choose(rest, self._grid)
+                p_n[test] = _read(
+                    _fit(rest, self._grid, setting), self._taught.only(test), self._grid, setting
+                )
+        return [float(p) for p in p_n]
 
     def compare(self, questions: Sequence[Question]) -> list[Judgement]:
-        asked = [q for q in questions if unanswerable(q) is None]
-        pairs = [(q.prompt, answer) for q in asked for answer in (q.a, q.b)]
-        scores = self.scores(pairs) if pairs else []
-        known = {q: Judgement(sigmoid(scores[2 * i] - scores[2 * i + 1])) for i, q in enumerate(asked)}
-        return [known.get(q) or Judgement(None, unanswerable(q)) for q in questions]
+        """sigmoid(readout of a - readout of b), by the direction of the question's principle."""
+        return judged(questions, self._compare)
+
+    def _compare(self, questions: Sequence[Question]) -> list[Judgement]:
+        fitted = [fit_to_context(q, self._engine, lambda q: q.conversation, self._room(q)) for q in questions]
+        asked = [q for q, problem, _ in fitted if problem is None]
+        scores = iter(self._scores(asked))
+        return [
+            Judgement(None, problem)
+            if problem
+            else Judgement(sigmoid(next(scores) - next(scores)), truncated=truncated)
+            for _, problem, truncated in fitted
+        ]
+
+    def _scores(self, questions: Sequence[Question]) -> list[float]:
+        """Readouts in logits: of a and b of each question. Equal texts are read once."""
+        requests = [ScoreRequest(q.conversation, text) for q in questions for text in (q.a, q.b)]
+        unique = {request: i for i, request in enumerate(dict.fromkeys(requests))}
+        layers, poolings = [self.setting.layer], [self.setting.pooling]
+        features = self._engine.hidden_features(list(unique), layers, poolings)[:, 0, 0].astype(np.float64)
+        chosen = features[[unique[request] for request in requests]]
+        principles = [q.principle.id for q in questions for _ in "ab"]
+        return [float(score) for score in self._readout.score(chosen, principles)] if questions else []
+
+    def _room(self, question: Question) -> int:
+        return max(self._engine.length(user(text)) for text in (question.a, question.b))
 
 
-def features_of(engine: HiddenStates, answers: Sequence[tuple[str, str]], layer: float) -> Array:
-    """Mean hidden states of (prompt, answer) pairs, [n, width]."""
-    return engine.hidden_means([ScoreRequest(user(prompt), answer) for prompt, answer in answers], layer)
+def _teach(
+    engine: ReadableEngine, comparisons: Sequence[Comparison], grid: Grid, folds: int, seed: int
+) -> Taught:
+    texts = [(c.prompt, text) for c in comparisons for text in (c.better, c.worse)]
+    requests = [ScoreRequest(user(prompt), text) for prompt, text in texts]
+    found = engine.hidden_features(requests, grid.layers, grid.poolings)
+    fold_of = np.array([seed_from(seed, c.prompt) % folds for c in comparisons], dtype=np.int64)
+    return Taught(found[::2], found[1::2], tuple(c.principle for c in comparisons), fold_of)
 
 
-def comparison_features(
-    engine: HiddenStates, comparisons: Sequence[Comparison], layer: float
-) -> tuple[Array, Array]:
-    """Features of the better and of the worse answers, [n, width] each."""
-    better = [(c.prompt, c.better) for c in comparisons]
-    worse = [(c.prompt, c.worse) for c in comparisons]
-    both = features_of(engine, better + worse, layer)
-    return both[: len(comparisons)], both[len(comparisons) :]
+def choose(taught: Taught, grid: Grid) -> ProbeSetting:
+    """The setting with the least cross-validated log-loss; the first of equals."""
+    settings = grid.settings()
+    if len(settings) == 1:
+        return settings[0]
+    losses = [_validation_loss(taught, grid, setting) for setting in settings]
+    return settings[int(np.argmin(losses))]
+
+
+def _validation_loss(taught: Taught, grid: Grid, setting: ProbeSetting) -> float:
+    """Mean of -log P(better), each by a readout fitted on the other folds."""
+    losses: list[float] = []
+    for fold in np.unique(taught.folds):
+        test = taught.folds == fold
+        if not test.all():
+            readout = _fit(taught.only(~test), grid, setting)
+            losses.extend(-np.log(np.maximum(_read(readout, taught.only(test), grid, setting), 1e-9)))
+    return float(np.mean(losses)) if losses else 0.0
+
+
+def _slice(features: Features, grid: Grid, setting: ProbeSetting) -> Array:
+    """The [n, D] of a setting from [n, L, P, D]."""
+    layer, pooling = grid.layers.index(setting.layer), grid.poolings.index(setting.pooling)
+    return features[:, layer, pooling].astype(np.float64)
+
+
+def _fit(taught: Taught, grid: Grid, setting: ProbeSetting) -> Readout:
+    better, worse = (_slice(side, grid, setting) for side in (taught.better, taught.worse))
+    return fit(better, worse, taught.principles, setting.l2, setting.own)
+
+
+def _read(readout: Readout, taught: Taught, grid: Grid, setting: ProbeSetting) -> Array:
+    """P(better) of each comparison."""
+    better, worse = (
+        readout.score(_slice(side, grid, setting), taught.principles)
+        for side in (taught.better, taught.worse)
+    )
+    return np.array([sigmoid(float(x)) for x in better - worse])

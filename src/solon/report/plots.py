@@ -127,13 +127,12 @@ def _curve(axes: Axes, values: Sequence[float], colour: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
 
 
-def calibration(bins: Sequence[Numbers]) -> str:
+def calibration(bins: Sequence[Numbers], title: str = "Calibration of the reward model") -> str:
     """A reliability diagram with the number of pairs in each bin.
 
     Args:
         bins: `predicted` and `observed` as shares of 1, and `n`.
     """
-    title = "Calibration of the reward model"
     with _drawing(bins, title, 400) as canvas:
         top, bottom = canvas.axes(2, 1, sharex=True, height_ratios=(3.2, 1))
         predicted, observed, counts = ([b[name] for b in bins] for name in ("predicted", "observed", "n"))

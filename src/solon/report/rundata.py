@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from solon.constitution import Constitution
 from solon.errors import RunError
 from solon.plan import BY_NAME, STAGES
+from solon.recipe import load_recipe
 from solon.records import Row, Step, Verdict, Written
-from solon.store import read_manifest, read_rows
+from solon.store import Manifest, read_manifest, read_rows
 from solon.yamlfile import load, read_text, validate
 
 R = TypeVar("R", bound=Row)
@@ -55,6 +56,7 @@ def read_run(run: Path) -> RunData:
     if not run.is_dir():
         raise RunError(f"{run}: no such run folder. Make one with `solon run`.")
     summary = _json_object(run / "summary.json")
+    finished = finished_stages(run)
     constitution = run / "constitution.yaml"
     recipe = run / "recipe.yaml"
     return RunData(
@@ -62,13 +64,36 @@ def read_run(run: Path) -> RunData:
         summary=summary,
         constitution=validate(load(constitution), Constitution) if constitution.exists() else None,
         recipe=read_text(recipe) if recipe.exists() else None,
-        stages=_stages(run, summary),
+        stages=_stages(finished, summary),
         resumed=_resumed(run / "events.jsonl"),
-        revised=_rows(run, "revise", Written),
-        answers=_rows(run, "evaluate", Written, "answers.parquet"),
-        verdicts=_rows(run, "evaluate", Verdict),
-        ppo=[_metrics(step) for step in _rows(run, "reinforce", Step)],
+        revised=_rows(run, "revise", Written) if "revise" in finished else [],
+        answers=_rows(run, "evaluate", Written, "answers.parquet") if "evaluate" in finished else [],
+        verdicts=_rows(run, "evaluate", Verdict) if "evaluate" in finished else [],
+        ppo=[_metrics(s) for s in _rows(run, "reinforce", Step)] if "reinforce" in finished else [],
     )
+
+
+def finished_stages(run: Path) -> dict[str, Manifest]:
+    """The manifests, by stage, of what the run's own recipe has finished; later leftovers are not among them.
+
+    The summary lists them. Where a run was killed before its summary, a stage counts if its inputs do: what
+    follows an unfinished one may have been made from an older recipe's texts.
+
+    Raises:
+        RunError: the summary or a manifest is damaged.
+        UsageError: there is no summary, and the recipe was edited into something that is none.
+    """
+    manifests = {s.name: m for s in STAGES if (m := read_manifest(run / s.folder))}
+    summary, path = _json_object(run / "summary.json"), run / "recipe.yaml"
+    if "stages" in summary:
+        listed = {stage["name"] for stage in summary["stages"]}
+        return {name: manifest for name, manifest in manifests.items() if name in listed}
+    recipe = load_recipe(path)[0] if path.exists() else None
+    found: dict[str, Manifest] = {}
+    for name, manifest in manifests.items():
+        if recipe and all(needed in found for needed in BY_NAME[name].inputs(recipe)):
+            found[name] = manifest
+    return found
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -83,27 +108,22 @@ def _json_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _stages(run: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _stages(finished: dict[str, Manifest], summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The summary's stages; where a run was killed before its summary, the manifests'."""
     if "stages" in summary:
         return list(summary["stages"])
-    manifests = [read_manifest(run / stage.folder) for stage in STAGES]
-    return [{**asdict(m), "name": m.stage, "reused": False} for m in manifests if m]
+    return [{**asdict(m), "name": m.stage, "reused": False} for m in finished.values()]
 
 
 def _rows(run: Path, stage: str, row: type[R], file: str = "rows.parquet") -> list[R]:
-    """The rows of a finished stage. Without a manifest its folder holds none that may be shown."""
-    folder = run / BY_NAME[stage].folder
-    if not (folder / "manifest.json").exists():
-        return []
-    return read_rows(folder / file, row)
+    return read_rows(run / BY_NAME[stage].folder / file, row)
 
 
 def _metrics(step: Step) -> dict[str, Any]:
     found = json.loads(step.metrics)
     if not isinstance(found, dict):
         raise RunError(
-            f"step {step.step}: its metrics are no JSON object. Remove 07_reinforce and run again."
+            f"step {step.step}: its metrics are no JSON object. Remove 08_reinforce and run again."
         )
     return found
 

@@ -5,15 +5,21 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
+from solon.constitution import Purpose
 from solon.digest import seed_from
 from solon.engines.base import Completion, Message
 from solon.engines.local import LocalEngine, open_engine
 from solon.errors import RunError
-from solon.models import ModelSource, pick_device, pick_dtype, resolve
-from solon.recipe import Recipe, Sampling
+from solon.feedback.calibration import Calibrated, Calibration
+from solon.feedback.opening import Bench, reopen
+from solon.models import ModelSource, pick_device, pick_dtype
+from solon.pipeline import Inputs
+from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Split, TextKind, Written
+from solon.settings import Sampling
 
 Item = TypeVar("Item")
+PICKED = "judge.json"  # The kind and the calibration of the judge that the preflight picked.
 
 
 def engine_for(recipe: Recipe, source: ModelSource) -> LocalEngine:
@@ -22,11 +28,23 @@ def engine_for(recipe: Recipe, source: ModelSource) -> LocalEngine:
     return open_engine(source, device, pick_dtype(recipe.dtype, device), recipe.batch_tokens)
 
 
-def judge_engine(recipe: Recipe, base: ModelSource, open_already: LocalEngine | None = None) -> LocalEngine:
+def judge_engine(recipe: Recipe, inputs: Inputs, open_already: LocalEngine | None = None) -> LocalEngine:
     """The judge's engine; the one that is open already if it holds the same model."""
-    if not recipe.judge.model or recipe.judge.model == recipe.model:
-        return open_already or engine_for(recipe, base)
-    return engine_for(recipe, resolve(recipe.judge.model))
+    if open_already is not None and inputs.judge.identity == inputs.base.identity:
+        return open_already
+    return engine_for(recipe, inputs.judge)
+
+
+def judge_bench(recipe: Recipe, inputs: Inputs, engine: LocalEngine, purpose: Purpose) -> Bench:
+    """What a judge of the recipe is opened with."""
+    return Bench(recipe.judge, inputs.constitution, engine, purpose, recipe.seed)
+
+
+def picked_judge(recipe: Recipe, inputs: Inputs, engine: LocalEngine) -> Calibrated:
+    """The judge that the preflight picked, with its calibration."""
+    picked = json.loads((inputs.folders["preflight"] / PICKED).read_text(encoding="utf-8"))
+    calibration = Calibration.from_dict(picked["calibration"])
+    return reopen(picked["kind"], calibration, judge_bench(recipe, inputs, engine, "training"))
 
 
 def choose(prompts: Sequence[Prompt], kind: PromptKind, split: Split, count: int, seed: int) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""Stage 8, evaluate: base, SL and RL model on prompts that none of them was trained on.
+"""Stage 9, evaluate: base, SL and RL model on prompts that none of them was trained on.
 
 Greedy answers; a judge taught by the evaluation principles alone, which no training stage has seen;
 every figure with a bootstrap interval over prompts. The helpful set shows over-refusal.
@@ -15,14 +15,16 @@ from solon.digest import seed_from
 from solon.engines.base import GenerateRequest
 from solon.engines.local import LocalEngine
 from solon.feedback.base import Judge, Question
-from solon.feedback.check import checked_judge
+from solon.feedback.opening import pick
 from solon.models import ModelSource, resolve
 from solon.pipeline import Inputs
-from solon.recipe import Recipe, Sampling
+from solon.plan import check_paths
+from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Verdict, Written
 from solon.refusal import is_refusal
 from solon.report.statistics import bootstrap_mean, bootstrap_ratings
-from solon.stages.common import asks, choose, engine_for, in_batches, judge_engine, written
+from solon.settings import Sampling
+from solon.stages.common import asks, choose, engine_for, in_batches, judge_bench, judge_engine, written
 from solon.store import StageResult, Workspace, write_rows
 from solon.text import is_degenerate, words
 
@@ -33,12 +35,14 @@ SETS: tuple[PromptKind, ...] = ("red_team", "helpful")
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     answers = _answers(recipe, inputs, workspace)
     write_rows(workspace.folder / "answers.parquet", Written, answers)
-    engine = judge_engine(recipe, inputs.base)
-    judge, check = checked_judge(recipe.judge, inputs.constitution, engine, "evaluation", recipe.seed)
+    bench = judge_bench(recipe, inputs, judge_engine(recipe, inputs), "evaluation")
+    picked = pick(bench, *check_paths(recipe, inputs.beside))
+    judge = picked.judge
     verdicts = list(_verdicts(recipe, inputs, judge, answers))
     resamples = recipe.evaluate.bootstrap
     metrics = {
-        "check": check.as_dict(),
+        "kind": picked.kind,
+        "checks": [check.as_dict() for check in picked.checks],
         "models": {name: describe(_of(answers, name), resamples, recipe.seed) for name in MODELS},
         "pairwise": [p for on in SETS for p in _pairwise(verdicts, on, resamples, recipe.seed)],
         "ratings": [r for on in SETS for r in _ratings(verdicts, on, resamples, recipe.seed)],

@@ -39,7 +39,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     if not pairs:
         raise RunError(
             "fine-tuning has no usable row: every revision was rejected by a filter (see the column unusable "
-            "of 02_revise/rows.parquet). Raise revise.prompts or revise.candidates."
+            "of 03_revise/rows.parquet). Raise revise.prompts or revise.candidates."
         )
     encoder = Encoder(tokenizer)
     encoded = [encoder.encode(p, text, finish, settings.max_tokens) for p, text, finish in pairs]

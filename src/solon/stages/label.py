@@ -1,46 +1,69 @@
-"""Stage 5, label: the judge says which of two answers a principle prefers (RLAIF).
+"""Stage 6, label: the judge says which of two answers a principle prefers (RLAIF).
 
 Bai et al. 2022, sec. 4.1: one principle drawn for each label, and the probability kept as a soft label.
-A pair that the judge cannot score is kept as unscored and trains nothing.
+A pair that the judge cannot score is kept as unscored and trains nothing. On some pairs every principle is
+asked, to show what each of them does.
 """
 
+import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations, groupby
+from typing import Any
 
 from solon.constitution import Principle
 from solon.digest import seed_from
 from solon.feedback.base import Judgement, Question
-from solon.feedback.check import checked_judge
+from solon.feedback.calibration import Calibrated
+from solon.feedback.effects import as_metrics
+from solon.feedback.ensemble import every_principle, principles_asked
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Written
-from solon.stages.common import in_batches, judge_engine
-from solon.store import StageResult, Workspace
+from solon.stages.common import in_batches, judge_engine, picked_judge
+from solon.store import StageResult, Workspace, write_atomically
 
 Drawn = tuple[Written, Written, Principle]
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
-    engine = judge_engine(recipe, inputs.base)
-    judge, check = checked_judge(recipe.judge, inputs.constitution, engine, "training", recipe.seed)
+    engine = judge_engine(recipe, inputs)
+    judge = picked_judge(recipe, inputs, engine)
     answers = inputs.rows("sample", Written)
     groups = [list(group) for _, group in groupby(answers, key=lambda row: row.prompt_id)]
 
     def work(batch: Sequence[Sequence[Written]]) -> tuple[list[Label], int]:
-        before = engine.tokens_read
+        before = engine.tokens_read + engine.tokens_generated
         drawn = [pair for group in batch for pair in _pairs(recipe, inputs, group)]
-        judged = judge.compare([Question(principle, a.prompt, a.text, b.text) for a, b, principle in drawn])
+        questions = [Question(principle, a.prompt, a.text, b.text) for a, b, principle in drawn]
         rows = [
-            _label(inputs, judge.name, pair, judgement) for pair, judgement in zip(drawn, judged, strict=True)
+            _label(recipe, inputs, judge, pair, question, judgement)
+            for pair, question, judgement in zip(drawn, questions, judge.compare(questions), strict=True)
         ]
-        return rows, engine.tokens_read - before
+        return rows, engine.tokens_read + engine.tokens_generated - before
 
     rows = workspace.batches(in_batches(groups, recipe.label.batch), Label, work, "prompts")
-    unscored = Counter(row.unscored for row in rows if row.unscored)
-    metrics = {"check": check.as_dict(), "unscored": dict(unscored), "principles": _drawn_counts(rows)}
-    return StageResult(rows, metrics)
+    write_atomically(workspace.folder / "calibration.json", json.dumps(judge.calibration.as_dict(), indent=1))
+    return StageResult(rows, _metrics(recipe, inputs, judge, rows), outputs=("calibration.json",))
+
+
+def _metrics(recipe: Recipe, inputs: Inputs, judge: Calibrated, rows: Sequence[Label]) -> dict[str, Any]:
+    drawn = dict(sorted(Counter(row.principle or "" for row in rows).items()))
+    found: dict[str, Any] = {
+        "unscored": dict(Counter(row.unscored for row in rows if row.unscored)),
+        "dropped": dict(Counter(row.dropped for row in rows if row.dropped)),
+        "truncated": sum(row.truncated for row in rows),
+        "principles": drawn,
+    }
+    sample = [row for row in rows if row.p_a is not None]
+    random.Random(seed_from(recipe.seed, "effects")).shuffle(sample)
+    if sample := sample[: recipe.label.effects]:
+        principles = inputs.constitution.of("training")
+        pairs = [(row.prompt, row.a, row.b) for row in sample]
+        p_NK = every_principle(judge, principles, pairs)
+        found["effects"] = as_metrics(p_NK, [p.id for p in principles], drawn)
+    return found
 
 
 def _pairs(recipe: Recipe, inputs: Inputs, answers: Sequence[Written]) -> list[Drawn]:
@@ -55,11 +78,13 @@ def _shuffled(pair: tuple[Written, Written], rng: random.Random) -> tuple[Writte
     return pair if rng.random() < 0.5 else (pair[1], pair[0])
 
 
-def _label(inputs: Inputs, judge: str, drawn: Drawn, judgement: Judgement) -> Label:
+def _label(
+    recipe: Recipe, inputs: Inputs, judge: Calibrated, drawn: Drawn, question: Question, judgement: Judgement
+) -> Label:
     a, b, principle = drawn
     return Label(
         parents=(a.id, b.id),
-        origin=judge,
+        origin=judge.name,
         principle=principle.id,
         constitution=inputs.constitution.digest,
         prompt_id=a.prompt_id,
@@ -72,9 +97,17 @@ def _label(inputs: Inputs, judge: str, drawn: Drawn, judgement: Judgement) -> La
         a_finish=a.finish,
         b_finish=b.finish,
         p_a=judgement.p_a,
+        p_raw=judgement.p_raw,
+        asked=tuple(p.id for p in principles_asked(judge, question)),
+        disagreement=judgement.disagreement,
+        truncated=judgement.truncated,
         unscored=judgement.unscored,
+        dropped=_dropped(judgement, recipe.label.margin),
     )
 
 
-def _drawn_counts(rows: Sequence[Label]) -> dict[str, int]:
-    return dict(sorted(Counter(row.principle or "" for row in rows).items()))
+def _dropped(judgement: Judgement, margin: float) -> str | None:
+    """Why a scored pair trains nothing; a margin of 0 keeps even ties."""
+    if judgement.p_a is not None and abs(judgement.p_a - 0.5) < margin:
+        return "near-tie"
+    return None

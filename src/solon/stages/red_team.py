@@ -7,6 +7,7 @@ The split is a hash of the text alone: it stays the same when files grow or are 
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 from solon.digest import digest, seed_from
 from solon.engines.base import Conversation, GenerateRequest, Message
@@ -68,7 +69,8 @@ def _from_files(recipe: Recipe, inputs: Inputs, sources: Sequence[Source], kind:
     settings = recipe.red_team
     return [
         Prompt(
-            origin=f"file:{raw.file}",
+            # The name alone: a row's id must not depend on where a checkout lies.
+            origin=f"file:{Path(raw.file).name}",
             text=raw.text,
             kind=kind,
             category=raw.category,

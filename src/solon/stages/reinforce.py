@@ -1,4 +1,4 @@
-"""Stage 7, reinforce (RL-CAI): PPO against the reward model, with a KL penalty towards the SL model.
+"""Stage 8, reinforce (RL-CAI): PPO against the reward model, with a KL penalty towards the SL model.
 
 Every step draws its prompts, samples and minibatches from its own seed, and its state is saved: a killed
 run goes on from the last step. Where this departs from the paper: the critic is a head on the policy's

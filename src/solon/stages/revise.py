@@ -1,4 +1,4 @@
-"""Stage 2, revise: the model answers, criticises its answer by a principle, and rewrites it.
+"""Stage 3, revise: the model answers, criticises its answer by a principle, and rewrites it.
 
 Bai et al. 2022, sec. 3.1: a principle is drawn anew each round, from a generator seeded by the prompt
 and the round. Critique and revision are each asked in a conversation (question, answer, request) after
@@ -18,12 +18,11 @@ from solon.constitution import Principle, Revised
 from solon.digest import seed_from
 from solon.engines.base import Completion, Conversation, Engine, GenerateRequest, Message
 from solon.feedback.base import Judge, Question, mean_win
-from solon.feedback.check import open_judge
 from solon.filters import clean, reject_revision
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, TextKind, Written
-from solon.stages.common import asks, choose, engine_for, in_batches, judge_engine, written
+from solon.stages.common import asks, choose, engine_for, in_batches, judge_engine, picked_judge, written
 from solon.store import StageResult, Workspace
 from solon.templates import fill
 
@@ -46,8 +45,7 @@ def _open(recipe: Recipe, inputs: Inputs) -> "Reviser":
     engine = engine_for(recipe, inputs.base)
     judge = None
     if recipe.revise.candidates > 1:
-        judged_by = judge_engine(recipe, inputs.base, engine)
-        judge = open_judge(recipe.judge, inputs.constitution, judged_by, "training", recipe.seed)
+        judge = picked_judge(recipe, inputs, judge_engine(recipe, inputs, engine))
     return Reviser(recipe, inputs, engine, judge)
 
 

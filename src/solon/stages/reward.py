@@ -1,4 +1,4 @@
-"""Stage 6, reward: a preference model learns the judge's soft labels.
+"""Stage 7, reward: a preference model learns the judge's soft labels.
 
 Soft Bradley-Terry loss (Bai et al. 2022, sec. 4.1: soft labels beat hard ones); pairs of held-out
 prompts measure its accuracy and calibration; scores are normalised on the sampled answers.
@@ -70,7 +70,7 @@ def split_pairs(
     settings = recipe.reward
     sides: tuple[list[EncodedPair], list[EncodedPair]] = ([], [])
     for label in labels:
-        if label.p_a is not None:
+        if label.p_a is not None and label.dropped is None:
             a = encoder.encode(label.prompt, label.a, label.a_finish, settings.max_tokens)
             b = encoder.encode(label.prompt, label.b, label.b_finish, settings.max_tokens)
             held = _is_heldout(label.prompt_id, settings)

@@ -1,4 +1,4 @@
-"""Stage 4, sample: several answers of the SL model to each prompt, to be compared."""
+"""Stage 5, sample: several answers of the SL model to each prompt, to be compared."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,6 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on a frozen model, and their merging."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from solon.recipe import Lora
-
-# A folder without its last file is unfinished: save_pretrained writes in no atomic way.
-_PARTIAL = ".partial"
+from solon.saving import saving, writing
 
 
 def lora_config(settings: Lora, task: str | None = "CAUSAL_LM") -> LoraConfig:
@@ -49,14 +46,17 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) ->
 
     Merged in float32 and rounded once: adding a small low-rank change to rounded weights would lose it.
     The given model must not be used afterwards.
+
+    Raises:
+        RunError: the folder cannot be written.
     """
     merged = model.float()
     if isinstance(merged, PeftModel):
         merged = merged.merge_and_unload()
-    temporary = folder.with_name(folder.name + _PARTIAL)
-    merged.to(dtype).save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    replace_folder(temporary, folder)
+    merged = merged.to(dtype)
+    with saving(folder) as temporary:
+        merged.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -64,17 +64,15 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
     PEFT writes the trunk's path, which is of this machine, a set in an order that differs between
     processes, and a card with neither; all three would make equal runs look different.
+
+    Raises:
+        RunError: the folder cannot be written.
     """
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = None
-    config["target_modules"] = sorted(config["target_modules"])
-    path.write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
-
-
-def replace_folder(temporary: Path, folder: Path) -> None:
-    """Put a finished folder in the place of an earlier one."""
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with writing(folder):
+        model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = None
+        config["target_modules"] = sorted(config["target_modules"])
+        path.write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from solon.errors import RunError
 from solon.models import ModelSource, load_model
 from solon.recipe import Lora
-from solon.training.adapters import add_adapter, replace_folder, save_adapter
+from solon.saving import saving
+from solon.training.adapters import add_adapter, save_adapter
 from solon.training.batching import budget_batches, mask_of, pad_right
 
 _BATCH_TOKENS = 4096
@@ -80,16 +81,17 @@ class RewardModel(nn.Module):
         self.get_buffer("std").fill_(std)
 
     def save(self, folder: Path) -> None:
-        """Adapters in PEFT's standard format, head and constants beside them."""
-        temporary = folder.with_name(folder.name + ".partial")
-        save_adapter(self.trunk, temporary)
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()},
-            temporary / "head.safetensors",
-        )
+        """Adapters in PEFT's standard format, head and constants beside them.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        head = {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}
         constants = {"mean": float(self.get_buffer("mean")), "std": float(self.get_buffer("std"))}
-        (temporary / "normalisation.json").write_text(json.dumps(constants))
-        replace_folder(temporary, folder)
+        with saving(folder) as temporary:
+            save_adapter(self.trunk, temporary)
+            save_file(head, temporary / "head.safetensors")
+            (temporary / "normalisation.json").write_text(json.dumps(constants))
 
 
 def new_reward_model(

@@ -1,0 +1,51 @@
+"""How every bench reports: one JSON line a figure, printed and kept in bench/results/<bench>.jsonl."""
+
+import json
+import os
+import platform
+import resource
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores and the accelerator, as far as a figure depends on them."""
+    import torch
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _processor(file: Path = Path("/proc/cpuinfo")) -> str:
+    if not file.exists():
+        return platform.processor() or platform.machine()
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("solon", "torch", "transformers", *packages)}
+
+
+def peak_memory_mb() -> float:
+    """The largest resident memory of this process so far, in MB (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def report(bench: str, name: str, solon: float, peer: float | None, ratio: float | None, **more: Any) -> None:
+    """Print and keep one figure."""
+    figure = {"name": name, "solon": solon, "peer": peer, "ratio": ratio, **more}
+    line = json.dumps({**figure, "machine": machine(), "versions": versions()})
+    print(line, flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{bench}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")

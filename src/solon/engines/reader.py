@@ -1,0 +1,119 @@
+"""Reading texts with a local model, without generating: log-probabilities and hidden states of answers.
+
+Rows that start alike are packed into trees (`engines.trees`), so that a common start is computed once. The
+batches are put together from the rows' content: results do not depend on the order of the requests.
+
+Names carry shapes: B trees, N read positions of a batch, V vocabulary, L layers, P poolings, D width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from solon.engines.base import START_TOKENS, Pooling, Progress
+from solon.engines.hooks import before_head, blocks, hidden_at
+from solon.engines.trees import TREE_TOKENS, Packed, Tree, common_start, pack, plant, shares_starts
+from solon.training.batching import budget_batches
+
+_HEAD_ROWS = 512  # Rows of logits that are float32 at once.
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A prompt and the answer that is read, as token ids; neither is empty."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt + self.answer
+
+
+class Reader:
+    """Reads rows with one model. `fill` is any token id: padding is never looked at."""
+
+    def __init__(self, model: Any, fill: int, batch_tokens: int, progress: Progress) -> None:
+        self._model = model
+        self._fill = fill
+        self._budget = batch_tokens
+        self._progress = progress
+
+    @torch.inference_mode()
+    def logprobs(self, rows: Sequence[TextRow]) -> list[Tensor]:
+        """Log-probabilities of every row's answer tokens, float32 on the CPU."""
+        done: dict[int, Tensor] = {}
+        for trees, packed in self._batches(rows):
+            for tree, logp_rows in zip(trees, self._tree_logprobs(rows, trees, packed), strict=True):
+                done.update(zip(tree.rows, logp_rows, strict=True))
+        return [done[index] for index in range(len(rows))]
+
+    def _tree_logprobs(
+        self, rows: Sequence[TextRow], trees: Sequence[Tree], packed: Packed
+    ) -> Iterator[list[Tensor]]:
+        """The head is applied once to every node that an answer token follows."""
+        asked = [
+            (b, path[len(rows[i].prompt) - 1 + k], token)
+            for b, tree in enumerate(trees)
+            for i, path in zip(tree.rows, tree.paths, strict=True)
+            for k, token in enumerate(rows[i].answer)
+        ]
+        nodes = list(dict.fromkeys((b, node) for b, node, _ in asked))
+        place = {node: n for n, node in enumerate(nodes)}
+        where = torch.tensor([[b, node - packed.start] for b, node in nodes])
+        with before_head(self._model, (where[:, 0], where[:, 1])):
+            logits_NV = self._model(**packed.arguments).logits[0]
+        node_of = [place[b, node] for b, node, _ in asked]
+        logp = iter(torch.split(_chosen(logits_NV, node_of, [t for *_, t in asked]), 1))
+        for tree in trees:
+            yield [torch.cat([next(logp) for _ in rows[i].answer]) for i in tree.rows]
+
+    @torch.inference_mode()
+    def features(
+        self, rows: Sequence[TextRow], layers: Sequence[float], poolings: Sequence[Pooling]
+    ) -> NDArray[np.float32]:
+        """Pooled hidden states of every row's answer, [rows, L, P, D]."""
+        config = self._model.config.get_text_config()
+        depths = [round(layer * len(blocks(self._model))) for layer in layers]
+        found = np.zeros((len(rows), len(layers), len(poolings), config.hidden_size), dtype=np.float32)
+        trunk = self._model.base_model
+        for trees, packed in self._batches(rows):
+            states = hidden_at(self._model, depths, lambda packed=packed: trunk(**packed.arguments))  # type: ignore[misc]
+            for b, tree in enumerate(trees):
+                for i, path in zip(tree.rows, tree.paths, strict=True):
+                    columns = [node - packed.start for node in path[len(rows[i].prompt) :]]
+                    answer_LTD = torch.stack([state[b, columns] for state in states]).float()
+                    found[i] = torch.stack([_pool(answer_LTD, p) for p in poolings], 1).cpu().numpy()
+        return found
+
+    def _batches(self, rows: Sequence[TextRow]) -> Iterator[tuple[list[Tree], Packed]]:
+        most = min(TREE_TOKENS, self._budget)
+        trees = plant([row.ids for row in rows], most, shares_starts(self._model))
+        for batch in budget_batches([len(tree.ids) for tree in trees], self._budget):
+            chosen = [trees[i] for i in batch]
+            shortest = min(len(rows[i].prompt) for tree in chosen for i in tree.rows)
+            several = len(chosen) > 1 and shares_starts(self._model)
+            start = common_start(chosen, shortest - 1) if several else 0
+            yield chosen, pack(self._model, chosen, start, self._fill)
+            self._progress(sum(len(tree.rows) for tree in chosen))
+
+
+def _chosen(logits_NV: Tensor, node_of: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    """Log-probability of each asked token, float32 [len(tokens)] on the CPU."""
+    index = torch.tensor(node_of, device=logits_NV.device)
+    token = torch.tensor(tokens, device=logits_NV.device)
+    parts = [part.float().logsumexp(-1) for part in torch.split(logits_NV, _HEAD_ROWS)]
+    return (logits_NV[index, token].float() - torch.cat(parts)[index]).cpu()
+
+
+def _pool(answer_LTD: Tensor, pooling: Pooling) -> Tensor:
+    """[L, D] of an answer's hidden states [L, T, D]."""
+    if pooling == "last":
+        return answer_LTD[:, -1]
+    kept = answer_LTD[:, :START_TOKENS] if pooling == "start" else answer_LTD
+    return kept.double().mean(1).float()

@@ -1,0 +1,97 @@
+"""Means over judges and over principles, with how far their members disagree.
+
+The paper found that preferences averaged over 16 principles are more robust than those of one (Bai et al.
+2022, sec. 4.1). A judgement is made of the members that could tell; where none could, it is unscored.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solon.constitution import Principle
+from solon.digest import seed_from
+from solon.feedback.base import Judge, Judgement, Question
+from solon.feedback.calibration import Calibrated
+
+
+class Ensemble:
+    """Asks several judges the same question and averages their probabilities."""
+
+    def __init__(self, members: Sequence[Judge]) -> None:
+        self.members = tuple(members)
+
+    @property
+    def name(self) -> str:
+        return "ensemble(" + "+".join(member.name for member in self.members) + ")"
+
+    def compare(self, questions: Sequence[Question]) -> list[Judgement]:
+        columns = [member.compare(questions) for member in self.members]
+        return [average(row) for row in zip(*columns, strict=True)]
+
+
+class OverPrinciples:
+    """Asks a judge about the question's own principle and others drawn for it, `count` in all."""
+
+    def __init__(self, judge: Judge, principles: Sequence[Principle], count: int, seed: int) -> None:
+        self.judge = judge
+        self._principles = tuple(principles)
+        self._count = count
+        self._seed = seed
+
+    @property
+    def name(self) -> str:
+        return self.judge.name
+
+    def asked(self, question: Question) -> tuple[Principle, ...]:
+        """The question's principle first, then others, the same for the same two answers in any order."""
+        others = [p for p in self._principles if p.id != question.principle.id]
+        rng = random.Random(seed_from(self._seed, question.prompt, sorted([question.a, question.b])))
+        return (question.principle, *rng.sample(others, min(self._count - 1, len(others))))
+
+    def compare(self, questions: Sequence[Question]) -> list[Judgement]:
+        groups = [[replace(q, principle=p) for p in self.asked(q)] for q in questions]
+        judgements = iter(self.judge.compare([q for group in groups for q in group]))
+        return [average([next(judgements) for _ in group]) for group in groups]
+
+
+def principles_asked(judge: Calibrated, question: Question) -> tuple[Principle, ...]:
+    """The principles that a judge asks about a question."""
+    return judge.judge.asked(question) if isinstance(judge.judge, OverPrinciples) else (question.principle,)
+
+
+def every_principle(
+    judge: Calibrated, principles: Sequence[Principle], pairs: Sequence[tuple[str, str, str]]
+) -> NDArray[np.float64]:
+    """P(a) by each principle alone, [pairs, principles], NaN where unscored; pairs are (prompt, a, b)."""
+    alone = judge.judge.judge if isinstance(judge.judge, OverPrinciples) else judge.judge
+    questions = [Question(p, prompt, a, b) for prompt, a, b in pairs for p in principles]
+    judgements = Calibrated(alone, judge.calibration).compare(questions)
+    values = [math.nan if j.p_a is None else j.p_a for j in judgements]
+    return np.array(values, dtype=np.float64).reshape(len(pairs), len(principles))
+
+
+@dataclass(frozen=True)
+class _Moments:
+    mean: float
+    deviation: float
+
+
+def average(judgements: Sequence[Judgement]) -> Judgement:
+    """The mean of the members that scored; their population standard deviation is the disagreement."""
+    scored = [j for j in judgements if j.p_a is not None]
+    truncated = any(j.truncated for j in judgements)
+    if not scored:
+        return Judgement(None, judgements[0].unscored, truncated=truncated)
+    found = _moments([j.p_a for j in scored if j.p_a is not None])
+    orders = [j.orders for j in scored if j.orders is not None]
+    both = (_moments([o[0] for o in orders]).mean, _moments([o[1] for o in orders]).mean) if orders else None
+    return Judgement(found.mean, None, both, found.deviation, truncated)
+
+
+def _moments(values: Sequence[float]) -> _Moments:
+    mean = sum(values) / len(values)
+    return _Moments(mean, math.sqrt(sum((v - mean) ** 2 for v in values) / len(values)))

@@ -1,0 +1,72 @@
+"""Which of a run's labels would flip if a constitution were changed: its judge is asked again by both."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from solon.constitution import Constitution
+from solon.constitution_diff import differences
+from solon.engines.local import open_engine
+from solon.errors import RunError
+from solon.feedback.base import Judge, Question
+from solon.feedback.effects import flipped_share
+from solon.feedback.opening import Bench, open_judge
+from solon.models import pick_device, pick_dtype, resolve
+from solon.plan import BY_NAME
+from solon.recipe import load_recipe
+from solon.records import Label
+from solon.store import read_manifest, read_rows
+
+
+@dataclass(frozen=True)
+class Flips:
+    """How many of the pairs scored in both wordings change their side under one principle."""
+
+    principle: str
+    flipped: int
+    scored: int
+
+    def __str__(self) -> str:
+        if not self.scored:
+            return f"{self.principle}: no pair could be scored by both wordings"
+        share = self.flipped / self.scored
+        return f"{self.principle}: {self.flipped} of {self.scored} labels would flip ({share:.0%})"
+
+
+def flips(old: Constitution, new: Constitution, run: Path, most: int) -> Iterator[Flips]:
+    """For each reworded training principle, how many labels of the run it would turn if it were asked.
+
+    The judge is the run's own. Changed comparisons teach a probe anew, so they count as well.
+
+    Raises:
+        RunError: the run has no labels yet.
+    """
+    folder = run / BY_NAME["label"].folder
+    picked = read_manifest(run / BY_NAME["preflight"].folder)
+    if picked is None or read_manifest(folder) is None:
+        raise RunError(f"{run}: holds no labels. Run its recipe at least `--until label`.")
+    rows = [row for row in read_rows(folder / "rows.parquet", Label) if row.p_a is not None][:most]
+    recipe, _ = load_recipe(run / "recipe.yaml")
+    device = pick_device(recipe.device)
+    source = resolve(recipe.judge.model or recipe.model)
+    engine = open_engine(source, device, pick_dtype(recipe.dtype, device), recipe.batch_tokens)
+    judges = [
+        open_judge(picked.metrics["kind"], Bench(recipe.judge, c, engine, "training", recipe.seed))
+        for c in (old, new)
+    ]
+    kept = {p.id for p in new.of("training")}
+    changed = [r.old.id for r in differences(old, new).reworded if r.old.id in kept]
+    # Without a reworded principle the comparisons may differ; then those that were drawn are asked.
+    for principle in changed or sorted({str(row.principle) for row in rows} & kept):
+        yield _flips(judges, (old, new), principle, rows)
+
+
+def _flips(
+    judges: list[Judge], constitutions: tuple[Constitution, Constitution], principle: str, rows: list[Label]
+) -> Flips:
+    sides = []
+    for judge, constitution in zip(judges, constitutions, strict=True):
+        p = constitution.principle(principle)
+        judgements = judge.compare([Question(p, row.prompt, row.a, row.b) for row in rows])
+        sides.append([float("nan") if j.p_a is None else j.p_a for j in judgements])
+    return Flips(principle, *flipped_share(*sides))

@@ -1,0 +1,49 @@
+"""The options that a judge offers a model, and their probabilities.
+
+The options' log-probabilities are normalised over the options alone (Bai et al. 2022, sec. 4.1). An option
+that a tokenizer cannot write is an error: a missing option never counts as one half.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solon.engines.base import Conversation, Engine, ScoreRequest
+from solon.errors import RunError
+
+CHOICES = ("(A)", "(B)")
+RATINGS = ("1", "2", "3", "4", "5")
+
+
+def probabilities(
+    engine: Engine, asked: Sequence[tuple[Conversation, str]], options: Sequence[str]
+) -> NDArray[np.float64]:
+    """[asked, options], rows that sum to 1: how likely each option follows a conversation and a start.
+
+    The start is what the assistant's turn has said already, often nothing. Options are read up to where they
+    first differ: of "(A)" and "(B)" the letter decides, not how sure the bracket behind it is.
+
+    Raises:
+        RunError: the model gives all options the same tokens, or a log-probability that is no number.
+    """
+    stems = [option[: _differ(options) + 1] for option in options]
+    requests = [ScoreRequest(conversation, start + stem) for conversation, start in asked for stem in stems]
+    scores = engine.score(requests)
+    totals = np.array([score.total for score in scores]).reshape(len(asked), len(options))
+    if not np.isfinite(totals).all():
+        raise RunError(f"{engine.name} gives an option a log-probability that is no number.")
+    if len(asked) and (totals == totals[:, :1]).all():
+        raise RunError(
+            f"{engine.name} cannot tell the options {' '.join(options)} apart: its tokenizer writes them "
+            "with the same tokens. Use a judge without options: linear_probe or likelihood."
+        )
+    shifted = np.exp(totals - totals.max(1, keepdims=True))
+    normed: NDArray[np.float64] = shifted / shifted.sum(1, keepdims=True)
+    return normed
+
+
+def _differ(options: Sequence[str]) -> int:
+    """The first place at which the options differ."""
+    places = enumerate(zip(*options, strict=False))
+    return next((i for i, letters in places if len(set(letters)) > 1), min(map(len, options)) - 1)
