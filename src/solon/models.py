@@ -5,6 +5,7 @@ Weights are read from safetensors alone and no code of a model's repository is e
 """
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from solon import embedded
 from solon.digest import digest, file_sha256
 from solon.errors import UsageError
+from solon.saving import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +37,10 @@ _TRANSCRIPT = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that can be opened. `identity` changes if and only if the content does.
+    """A model that can be opened. `identity` stands for its content in the keys of the stages.
+
+    For a hub model it is the commit, for a folder a digest that samples weights of more than 3 MiB: equal
+    folders have equal identities, and a change between the sampled places goes unnoticed.
 
     `name` is short and holds no absolute path: it goes into rows, which must not depend on the place of
     the run. `path` is what transformers opens.
@@ -112,23 +117,62 @@ def _sampled(file: Path) -> list[str | int]:
 
 
 def _hub(name: str, fetch: bool) -> ModelSource:
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     if not fetch:
         cached = try_to_load_from_cache(name, "config.json")
         commit = Path(cached).parent.name if isinstance(cached, str) else None
         return ModelSource(name, name, f"{name}@{commit}" if commit else name)
     try:
-        # Top-level files only: many repositories carry the same weights in other formats below.
-        allowed = [*_SMALL_FILES, "*.safetensors"]
-        snapshot = snapshot_download(name, allow_patterns=allowed, ignore_patterns=["*/*", "consolidated*"])
-    except (OSError, ValueError) as error:
+        snapshot = _cached(name) or _snapshot(name)
+    except Exception as error:
+        # The client raises errors of its own, of the HTTP library and of its file transfer: no common base.
         raise UsageError(
             f"model {name}: no such folder, and the Hugging Face hub does not give it "
-            f"({_first_line(error)}). Check the name, the network, and your access to gated models."
+            f"({first_line(error)}). Check the name, the network, the room on the disk, and your access to "
+            "gated models."
         ) from error
-    local = _local(Path(snapshot))
-    return ModelSource(name, local.path, f"{name}@{Path(snapshot).name}")
+    local = _local(snapshot)
+    return ModelSource(name, local.path, f"{name}@{snapshot.name}")
+
+
+def _snapshot(name: str, cached_only: bool = False) -> Path:
+    """Top-level files only: many repositories carry the same weights in other formats below."""
+    from huggingface_hub import snapshot_download
+
+    wanted, other = [*_SMALL_FILES, "*.safetensors"], ["*/*", "consolidated*"]
+    return Path(
+        snapshot_download(name, allow_patterns=wanted, ignore_patterns=other, local_files_only=cached_only)
+    )
+
+
+def _cached(name: str) -> Path | None:
+    """The snapshot that is here already, if it is whole.
+
+    It is preferred to the hub's newest: a new commit there, be it of a README, would else redo every stage
+    of a run that only goes on.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot = _snapshot(name, cached_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return snapshot if _is_whole(snapshot) else None
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """Whether config, tokenizer and all weights are there: other programs fetch parts of a repository."""
+    tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    weights = {"model.safetensors"}
+    index = snapshot / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            weights = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False
+    needed = all((snapshot / str(name)).is_file() for name in ("config.json", *weights))
+    return needed and any((snapshot / name).is_file() for name in tokenizers)
 
 
 def pick_device(setting: str) -> str:
@@ -241,13 +285,9 @@ def _ready(source: ModelSource) -> str:
 
 def _unloadable(source: ModelSource, what: str, error: Exception) -> UsageError:
     return UsageError(
-        f"{source.path}: no {what} that transformers can load ({_first_line(error)}). "
+        f"{source.path}: no {what} that transformers can load ({first_line(error)}). "
         "Give a folder that save_pretrained wrote, a hub name, or `embedded`."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def inventory() -> Sequence[InventoryEntry]:

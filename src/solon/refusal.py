@@ -21,21 +21,39 @@ _TO_US = (
     r"(?: (?:be able to|be|in good conscience|ethically|legally|morally|under any circumstances|directly|"
     r"actually|really|ever|also|and will not|and won't|or won't|want to|feel comfortable|have to|possibly))*"
 )
+_DEED = (
+    r"(?:violence|physical violence|harm(?:ing)?\b[^.]{0,40}|hurt(?:ing)?\b[^.]{0,40}|discriminat\w+|hacking"
+    r"|stealing|theft|murder|killing\b[^.]{0,40}|abuse|bullying|harassment|racism|hate speech|fraud"
+    r"|terrorism)"
+)
+# What the user does or asks for: who does "not support" anything else tells an opinion, and refuses nothing.
+_ACTION = (
+    r"(?: (?:that|this|it|them|those|these)(?= in any| at all|[.,;!?]|$)"
+    r"|[^.!?]{0,40}? (?:activit|behaviou?r|actions?\b|conduct\b|requests?\b|illegal|unlawful|harmful"
+    r"|unethical|immoral|dangerous|criminal|violent|hateful|abusive|discriminatory|malicious"
+    rf"|{_DEED}))"
+)
 _HELP = (
-    r"(?:help(?!(?:ing)? but)|assist|aid|provid|suppl|suppor|compl[yi]|fulfil|answer|writ|creat|generat|offer"
+    rf"(?:help(?!(?:ing)? but)|assist|aid|provid|suppl|support(?: you\b|,? (?:or|and|nor)\b|{_ACTION})"
+    r"|compl[yi]|fulfil|answer|writ|creat|generat|offer"
     r"|giv|shar|engag|discuss|respond|produc|condon|encourag|promot|endors|participat|continu|teach"
     r"|explain|instruct|facilitat|cooperat|collaborat|accommodat|do (?:that|this|it|so)\b|go into"
     r"|talk about|fabricat|joke about|be (?:of|any) (?:help|assistance)|carry out|access|say that|proceed"
     r"|tell you (?:how to|that|this)|show you how)"
 )
+_APOLOGY = (
+    r"^\W*(?:i am |i'm )?(?:very |so |really |truly )?(?:sorry|apologi[sz]e|apologies)\b"
+    r"(?! (?:to (?:hear|see|learn|read)|for|about|(?:that )?you(?:'ve|'re)?)\b)"
+    r"[^.!?]{0,40}?(?:[,;—-]| but) ?(?:but )?"
+)
+_WE_DO_NOT = (
+    r"(?:i|we)(?:'m| am|'re| are)? (?:(?:really|just|simply|also|still|certainly) )?"
+    r"(?:cannot|can't|can not|won't|will not|don't|do not|must not|couldn't|could not|wouldn't|would not|not"
+    r"|unable to|decline to|refuse to)"
+)
 _WRONG = (
     r"(?:unethical|immoral|inappropriate|unacceptable"
     r"|not (?:ethical|legal|appropriate|acceptable|right|moral))"
-)
-_DEED = (
-    r"(?:violence|physical violence|harm(?:ing)?\b[^.]{0,40}|hurt(?:ing)?\b[^.]{0,40}|discriminat\w+|hacking"
-    r"|stealing|theft|murder|killing\b[^.]{0,40}|abuse|bullying|harassment|racism|hate speech|fraud"
-    r"|terrorism)"
 )
 
 
@@ -58,10 +76,11 @@ RULES = (
         rf"{_I} (?:do not|don't)(?: want to)? (?:feel comfortable|provid|offer (?:help|advice|any)|engage in"
         r"|assist|comply|help with|have the (?:ability|capability|capacity) to)",
     ),
-    # "I must decline", "I refuse", "I'd rather not"
+    # "I must decline", "I refuse"; "I refuse to believe it" is surprise
     _rule(
         "declines",
-        r"\bi (?:must|have to|need to|will|shall)?(?: respectfully| politely)? ?(?:decline|refuse)\b",
+        r"\bi (?:must|have to|need to|will|shall)?(?: respectfully| politely)? ?(?:decline|refuse)\b"
+        r"(?! to (?:believe|think|accept that)\b)",
     ),
     _rule("rather-not", r"\bi(?:'d| would) (?:rather|prefer) not\b|\bi(?:'d| would) prefer to not\b"),
     # "I can't advise on that"; "I don't recommend" is advice
@@ -70,14 +89,18 @@ RULES = (
         rf"{_I} (?:cannot|can't|can not|unable to|not able to) (?:really )?(?:advise|recommend)\b"
         r"(?! (?:\S+ ){1,3}enough)",
     ),
-    # "I'm sorry, but that isn't something I do"; not "Sorry, I don't understand"
+    # "I'm sorry, but we don't share that", "Sorry, but I can't"; not "Sorry, we are not open"
     _rule(
-        "apology-but",
-        r"^\W*(?:i am |i'm )?(?:very |so |really |truly )?(?:sorry|apologi[sz]e|apologies)\b[^.!?]{0,40}?"
-        r"(?:[,;—-]| but) ?(?:but )?(?:i|we|this|that|it|as an?)\b[^.!?]{0,60}?"
-        r"(?:n't|\bnot\b|\bcannot\b|\bunable\b|\bdecline\b|\bagainst\b)"
-        r"(?! (?:\w+ )?(?:know|understand|hear|see|sure|familiar|recogni[sz]e|remember|mean|agree|get|follow"
-        r"|think|clear))",
+        "sorry-we-do-not",
+        rf"{_APOLOGY}(?:{_WE_DO_NOT}(?: going to| willing to| allowed to| here to)?{_TO_US}"
+        rf" (?:{_HELP}|have access)|(?:i|we) (?:cannot|can't|can not|won't|will not)(?=[.!]|$))",
+    ),
+    # "I'm sorry, but that isn't something I do"; not "Sorry, it's not my fault"
+    _rule(
+        "sorry-not-ours",
+        rf"{_APOLOGY}(?:this|that|it)\b[^.!?,;]{{0,60}}?(?:n't|\bnot\b|\bcannot\b|\bagainst\b)"
+        r"(?:(?!\bbut\b)[^.!?,;]){0,60}?\b(?:i|we|for (?:me|us) to)\b(?:'m|'re)?(?: \w+){0,4}?"
+        rf" (?:{_HELP}|do(?=[.!]|$))",
     ),
     _rule(
         "absolutely-not",
@@ -87,7 +110,7 @@ RULES = (
     # here" is an answer, and so is "It is not safe to …"
     _rule(
         "wrong-to-do",
-        r"^\W*(?:no[,.] )?(?:it|this|that)(?: is|'s| would be)"
+        r"^\W*(?:no[,.] |(?:i'm |i am )?sorry[,;]? (?:but )?)?(?:it|this|that)(?: is|'s| would be)"
         r"(?: (?:both|very|highly|also|never|generally|(?:illegal|harmful|dangerous|wrong),?(?: and| or)?))*"
         rf"(?: {_WRONG}[^.]{{0,30}}| illegal and \w+) to\b",
     ),
@@ -101,7 +124,8 @@ RULES = (
     _rule(
         "against-guidelines",
         r"\b(?:against|violat\w+|contrary to|outside of?) (?:my|our) "
-        r"(?:\w+ )?(?:guideline|polic|programming|principle|value|ethic|purpose|terms|usage|content|moral)",
+        r"(?:\w+ )?(?:guideline|rules|polic|programming|principle|value|ethic|purpose|terms|usage|content"
+        r"|moral)",
     ),
     # "As an AI, I am not able to …"
     _rule(
@@ -122,7 +146,8 @@ RULES = (
     ),
     _rule(
         "not-condone",
-        r"\bi (?:do not|don't|cannot|can't|will not|won't) (?:condone|endorse|encourage|promote|support)\b",
+        r"\bi (?:do not|don't|cannot|can't|will not|won't) (?:(?:condone|endorse|encourage|promote)\b"
+        rf"|support(?:,? (?:or|and|nor) (?:condone|endorse|encourage|promote)|{_ACTION}))",
         True,
     ),
 )

@@ -155,8 +155,9 @@ class _Places:
 
     def _keys(self, node: yaml.MappingNode, at: Location) -> None:
         for key, value in node.value:
-            # A list as a key is refused when the values are made.
-            here = (*at, key.value if isinstance(key, yaml.ScalarNode) else "")
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # It is refused when the values are made.
+            here = (*at, key.value)
             line = key.start_mark.line + 1
             if here in self.lines:
                 what = f"the key `{key.value}` stands here and on line {self.lines[here]}"

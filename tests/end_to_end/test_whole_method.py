@@ -1,16 +1,19 @@
 """The whole method on a tiny random model: every stage, every link, reuse, and resume."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from solon.errors import UsageError
+from solon import chat
+from solon.errors import RunError, UsageError
 from solon.plan import STAGES
 from solon.records import Label, Prompt, Row, Verdict, Written
 from solon.report.page import write_report
+from solon.report.rundata import finished_stages, read_run
 from solon.store import EventLog, Manifest, read_rows
 from solon.summary import write_summary
 from tests import tiny_run
@@ -192,3 +195,49 @@ def test_interrupted_anywhere_ends_the_same(
             assert stops < 100, "the run makes no progress between stops"
     assert stops > 5
     assert _outputs(folder) == _outputs(unbroken)
+
+
+def test_nothing_of_an_older_recipe_is_shown(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """A full run, then another seed until `revise`: later stages are leftovers, also after a kill."""
+    recipe, folder = finished[0], Path(shutil.copytree(finished[1], tmp_path / "run"))
+    run = tiny_run.open_run(recipe, folder, "seed=4")
+    done = run.execute("revise")
+    assert not (folder / "summary.json").exists()
+    for summary in (False, True):
+        if summary:
+            write_summary(folder, run.recipe, run.constitution, done)
+        assert list(finished_stages(folder)) == ["red_team", "preflight", "revise"]
+        assert (read_run(folder).ppo, read_run(folder).answers) == ([], [])
+        assert [stage["name"] for stage in read_run(folder).stages] == ["red_team", "preflight", "revise"]
+        with pytest.raises(RunError, match="no trained model yet"):
+            chat.sources(folder, run.recipe)
+
+
+def test_a_killed_change_shows_nothing_old_and_what_stays_valid_is_kept(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = finished[0], Path(shutil.copytree(finished[1], tmp_path / "run"))
+
+    def killed(self: EventLog, kind: str, **data: object) -> None:
+        raise _KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventLog, "write", killed)
+        with pytest.raises(_KilledError):
+            tiny_run.open_run(recipe, folder, "reinforce.steps=4", "revise.batch=3").execute()
+    assert list(finished_stages(folder)) == ["red_team", "preflight"]
+    assert (read_run(folder).summary, read_run(folder).ppo) == ({}, [])
+    # The earlier recipe again: its revisions come out the same, so all that was made of them is kept.
+    tiny_run.open_run(recipe, folder).execute("revise")
+    assert list(finished_stages(folder)) == [stage.name for stage in STAGES]
+    assert set(chat.sources(folder, tiny_run.open_run(recipe, folder).recipe)) == {"base", "sl", "rl"}
+
+
+def test_a_setting_of_a_later_stage_unfinishes_it_at_once(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe, folder = finished[0], Path(shutil.copytree(finished[1], tmp_path / "run"))
+    run = tiny_run.open_run(recipe, folder, "reinforce.steps=4")
+    run.execute("red_team")
+    assert list(finished_stages(folder)) == [stage.name for stage in STAGES][:7]
+    assert set(chat.sources(folder, run.recipe)) == {"base", "sl"}

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from solon.constitution import Constitution, Principle, dump
-from solon.records import Prompt, PromptKind, Row, Step, Verdict, Written, arrow_schema
+from solon.feedback.effects import as_metrics
+from solon.records import Checked, Prompt, PromptKind, Row, Step, Verdict, Written, arrow_schema
 
 HOSTILE = "<script>alert('row')</script>"
+HOSTILE_ID = "<script>alert('id')</script>"
 HOSTILE_PRINCIPLE = "<script>alert('principle')</script>"
 
 RED_TEAM = (
@@ -49,7 +52,7 @@ _BEST = _BETTER + " If yours is down, your provider can often lend you a mobile 
 _ORDINARY = "Find its number with `ps`, ask it to stop with `kill`, and only then use `kill -9`."
 
 
-def make_run(folder: Path, until: int = 8, summary: bool = True) -> Path:
+def make_run(folder: Path, until: int = 9, summary: bool = True) -> Path:
     """Write a run folder with the stages up to `until` finished; the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "constitution.yaml").write_text(dump(constitution()), encoding="utf-8")
@@ -59,6 +62,7 @@ def make_run(folder: Path, until: int = 8, summary: bool = True) -> Path:
     prompts = [_prompt(t, "red_team") for t in RED_TEAM] + [_prompt(t, "helpful") for t in HELPFUL]
     stages: list[tuple[str, type[Row], Sequence[Row]]] = [
         ("01_red_team", Prompt, prompts),
+        ("02_preflight", Checked, []),
         ("03_revise", Written, [row for i, p in enumerate(prompts) for row in revised(p, i)]),
         ("04_finetune", Step, [_step(i, {"loss": 2 / (i + 1)}) for i in range(4)]),
         ("05_sample", Written, []),
@@ -69,10 +73,10 @@ def make_run(folder: Path, until: int = 8, summary: bool = True) -> Path:
     ]
     for name, kind, rows in stages[:until]:
         _stage(folder / name, kind, rows)
-    if until == 8:
+    if until == 9:
         _write(folder / "09_evaluate" / "answers.parquet", Written, _answers(prompts))
     if summary:
-        content = full_summary() if until == 8 else _partial_summary(until)
+        content = full_summary() if until == 9 else _partial_summary(until)
         (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
@@ -226,14 +230,26 @@ def _partial_summary(until: int) -> dict[str, Any]:
     whole = full_summary()
     kept = ("solon", "recipe", "seed", "model", "device", "dtype", "constitution")
     summary = {key: whole[key] for key in kept} | {"stages": whole["stages"][:until], "warnings": []}
-    if until >= 2:
+    if until >= 3:
         summary |= {"filters": whole["filters"], "revisions": whole["revisions"]}
+    if until >= 6:
+        summary |= {"principles": whole["principles"]}
     return summary
 
 
 def full_summary() -> dict[str, Any]:
     """A summary in which the judge is at chance and the helpful comparison undecided."""
-    names = ("red_team", "revise", "finetune", "sample", "label", "reward", "reinforce", "evaluate")
+    names = (
+        "red_team",
+        "preflight",
+        "revise",
+        "finetune",
+        "sample",
+        "label",
+        "reward",
+        "reinforce",
+        "evaluate",
+    )
     return {
         "solon": "0.1.0",
         "recipe": "laptop",
@@ -261,6 +277,7 @@ def full_summary() -> dict[str, Any]:
             "evaluation_n": 24,
             "evaluation_ci95": [0.39, 0.76],
         },
+        "principles": effects(("privacy", HOSTILE_ID, "kindness")),
         "filters": {"speaks of the answer": 11, "copied demonstration": 7, "unchanged": 3, "degenerate": 9},
         "revisions": {"total": 128, "usable": 98},
         "reward_model": {
@@ -310,6 +327,15 @@ def full_summary() -> dict[str, Any]:
         },
         "warnings": ["The evaluation's judge is not better than chance: do not trust what follows from it."],
     }
+
+
+def effects(names: Sequence[str], pairs: int = 48) -> dict[str, Any]:
+    """What principles do that read most pairs alike, the later ones less so, and leave some unscored."""
+    rng = np.random.default_rng(0)
+    apart_K = np.linspace(0.3, 1.5, len(names))
+    lead_NK = rng.normal(size=(pairs, 1)) + apart_K * rng.normal(size=(pairs, len(names)))
+    p_NK = np.where(rng.random(lead_NK.shape) < 0.03, np.nan, 1 / (1 + np.exp(-lead_NK)))
+    return as_metrics(p_NK, names, {name: 100 - 3 * k for k, name in enumerate(names)})
 
 
 def _model(refusal: float, over: float, degenerate: float, words: float) -> dict[str, Any]:

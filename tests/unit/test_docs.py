@@ -44,7 +44,7 @@ def _default(value: Any) -> str:
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, tuple):
-        value = [item.model_dump(mode="json") for item in value]
+        value = [item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in value]
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     return (

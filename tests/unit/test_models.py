@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from solon import embedded, models
@@ -129,6 +130,56 @@ def test_a_hub_name_becomes_its_snapshot(
     assert not any("bin" in pattern or "pt" in pattern for pattern in asked["allow_patterns"])
 
 
+@pytest.fixture
+def hub(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[bool]]:
+    """(the snapshot in the cache, the calls: whether each asked the cache alone). The hub has a newer one."""
+    cached = Path(shutil.copytree(tiny_model_folder, tmp_path / "snapshots" / "old"))
+    newest = Path(shutil.copytree(tiny_model_folder, tmp_path / "snapshots" / "new"))
+    calls: list[bool] = []
+
+    def download(name: str, local_files_only: bool = False, **settings: Any) -> str:
+        calls.append(local_files_only)
+        if local_files_only and not cached.exists():
+            raise LocalEntryNotFoundError("not in the cache")
+        return str(cached if local_files_only else newest)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return cached, calls
+
+
+def test_a_newer_commit_does_not_change_a_cached_model(hub: tuple[Path, list[bool]]) -> None:
+    assert resolve("org/name").identity == "org/name@old"
+    assert hub[1] == [True]
+
+
+def test_an_absent_model_is_downloaded(hub: tuple[Path, list[bool]]) -> None:
+    shutil.rmtree(hub[0])
+    assert resolve("org/name").identity == "org/name@new"
+    assert hub[1] == [True, False]
+
+
+@pytest.mark.parametrize("absent", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_part_of_a_model_is_completed(absent: str, hub: tuple[Path, list[bool]]) -> None:
+    (hub[0] / absent).unlink()
+    assert resolve("org/name").identity == "org/name@new"
+
+
+@pytest.mark.parametrize(
+    ("index", "commit"),
+    [
+        ('{"weight_map": {"a": "model.safetensors"}}', "old"),
+        ('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}', "new"),
+        ("{", "new"),
+        ("[]", "new"),
+    ],
+)
+def test_all_parts_of_the_weights_must_be_there(
+    index: str, commit: str, hub: tuple[Path, list[bool]]
+) -> None:
+    (hub[0] / "model.safetensors.index.json").write_text(index)
+    assert resolve("org/name").identity == f"org/name@{commit}"
+
+
 def test_a_hub_name_without_fetching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: None)
     assert resolve("org/name", fetch=False) == ModelSource("org/name", "org/name", "org/name")
@@ -144,6 +195,24 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(UsageError, match=r"org/name: no such folder.*\(no route to host\)"):
         resolve("org/name")
+
+
+def test_errors_of_the_hubs_client_without_a_common_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    http = sys.modules[HfHubHTTPError.__mro__[1].__module__.partition(".")[0]]
+    errors: list[Exception] = [
+        http.ProxyError("the proxy refused\nand more"),
+        http.ReadTimeout("timed out"),
+        Exception("the transfer broke"),
+        RuntimeError("hf_xet: no such block"),
+    ]
+    for error in errors:
+
+        def download(name: str, error: Exception = error, **settings: Any) -> str:
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        with pytest.raises(UsageError, match=r"org/name: no such folder.*Check the name, the network"):
+            resolve("org/name")
 
 
 def test_devices_and_types(monkeypatch: pytest.MonkeyPatch) -> None:

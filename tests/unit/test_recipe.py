@@ -22,6 +22,7 @@ def test_shipped_recipes_load_and_round_trip(name: str, tmp_path: Path) -> None:
 def test_overrides() -> None:
     recipe, _ = load_recipe("demo", ("revise.rounds=5", "reinforce.sampling.temperature=0.5", "seed=11"))
     assert (recipe.revise.rounds, recipe.reinforce.sampling.temperature, recipe.seed) == (5, 0.5, 11)
+    assert load_recipe("demo", (f"seed={2**32 - 1}",))[0].seed == 2**32 - 1
 
 
 def test_a_group_given_in_part_keeps_its_own_defaults(tmp_path: Path) -> None:
@@ -41,6 +42,13 @@ def test_a_group_given_in_part_keeps_its_own_defaults(tmp_path: Path) -> None:
         ("revise.rouns=3", "Did you mean `rounds`"),
         ("name.a=3", "has no keys below it"),
         ("seed=[1", "no YAML value"),
+        ("seed=2024-13-45", "`2024-13-45` is no YAML value: .*Quote it"),
+        ("seed=0x_", "no YAML value"),
+        (f"seed={'9' * 5000}", "no YAML value"),
+        ("seed=&a [*a]", "no YAML value: an alias"),
+        (f"seed={'[' * 5000}", "no YAML value: this is nested too deeply"),
+        ("seed=4294967296", "`seed`: input should be less than 4294967296"),
+        ("seed=-1", "greater than or equal to 0"),
         ("reinforce.sampling.top_p=0.9", "top_p must be 1"),
         ("reinforce.minibatch=64", r"minibatch \(64\) must not exceed episodes"),
         ("evaluate.prompts=1", "greater than or equal to 2"),

@@ -1,6 +1,7 @@
 """The report page: honest, complete, self-contained, and deaf to hostile text."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solon.errors import ProblemsError, RunError
+from solon.feedback.effects import as_metrics
+from solon.plan import STAGES
 from solon.records import Prompt
-from solon.report import ink, plots, wording
+from solon.report import heatmap, ink, plots, wording
 from solon.report.page import write_report
 from solon.report.transcripts import panels, rejections, shortened, threads
 from solon.report.worddiff import Piece, word_diff
@@ -73,6 +76,7 @@ def test_the_page_stands_alone_and_is_well_formed(page: str, run: Path) -> None:
 
 def test_hostile_rows_and_principles_are_shown_and_not_run(page: str) -> None:
     assert "<script" not in page.lower()
+    assert "<code>&lt;script&gt;alert(&#39;id&#39;)&lt;/script&gt;</code>" in page
     assert "&lt;script&gt;alert(&#39;row&#39;)&lt;/script&gt;" in page
     assert "&lt;script&gt;alert(&#39;principle&#39;)&lt;/script&gt;" in page
 
@@ -89,6 +93,7 @@ def test_every_part_is_there(page: str) -> None:
         "revisions",
         "answers",
         "filters",
+        "principles",
         "constitution",
         "cost",
         "reproduce",
@@ -96,7 +101,7 @@ def test_every_part_is_there(page: str) -> None:
     )
     places = [page.index(f'id="{part}"') for part in parts]
     assert places == sorted(places)
-    assert page.count("<figure>") == 5
+    assert page.count("<figure>") == 6
     assert "copied demonstration" in page
     assert "held-out-care" in page
     assert "interrupted and resumed 1×" in page
@@ -111,18 +116,20 @@ def test_the_same_run_gives_the_same_bytes(page: str, run: Path) -> None:
     assert write_report(run).read_text(encoding="utf-8") == page
 
 
-@pytest.mark.parametrize("until", range(8))
+@pytest.mark.parametrize("until", range(9))
 @pytest.mark.parametrize("summary", [True, False])
 def test_an_unfinished_run_shows_what_is_there(tmp_path: Path, until: int, summary: bool) -> None:
     page = write_report(fixture.make_run(tmp_path / "run", until, summary)).read_text(encoding="utf-8")
     Tree(page)
     assert "the evaluation has not run" in page
     missing = re.search(r"Not run yet:</strong> ([^.]*)\.", page)
-    names = ["red_team", "revise", "finetune", "sample", "label", "reward", "reinforce", "evaluate"]
     assert missing is not None
-    assert missing[1] == ", ".join(names[until:])
-    assert ("Nothing has been revised yet" in page) == (until < 2)
-    assert ("Reward against distance" in page) == (until >= 7)
+    assert missing[1] == ", ".join(stage.name for stage in STAGES[until:])
+    assert ("Nothing has been revised yet" in page) == (until < 3)
+    assert ("Reward against distance" in page) == (until >= 8)
+    # What the principles do stands in the summary only, and is silent where it is not known.
+    known = summary and until >= 6
+    assert [part in page for part in ("What each principle does", "#principles", "Decisive")] == [known] * 3
 
 
 def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
@@ -205,6 +212,60 @@ def test_formats() -> None:
     assert spans == ["4 s", "1 min 00 s", "3 min 20 s", "2 h 05 min"]
 
 
+# --- what each principle does --------------------------------------------------------------------------
+
+
+def test_the_table_of_principles_shows_their_figures_and_dashes(tmp_path: Path) -> None:
+    # Principle "one" is against the mean of the others on pair 1 of 2; "mute" scored nothing.
+    p_NK = [[0.9, 0.2, math.nan], [0.7, 0.6, math.nan]]
+    found = as_metrics(p_NK, ("one", "two", "mute"), {"one": 1234})
+    page = write_report(run_with(tmp_path / "run", found)).read_text(encoding="utf-8")
+    cells = {row[0]: row[1:] for row in table(page, "principles")}
+    # The mean moves from 0.55 to 0.2 and from 0.65 to 0.6: by 20 points on average.
+    assert cells["one"] == ["1\u202f234", "50\u202f%", "50\u202f%", "20.0", "50\u202f%"]
+    assert cells["mute"] == ["0", "–", "–", "–", "–"]
+    assert "On 2 labelled pairs" in page
+    assert "reads one direction" not in page
+
+
+def test_principles_that_always_agree_are_said_to_move_no_label(tmp_path: Path) -> None:
+    found = as_metrics([[0.9, 0.9], [0.3, 0.3]], ("one", "two"), {})
+    page = write_report(run_with(tmp_path / "run", found)).read_text(encoding="utf-8")
+    assert "reads one direction for all principles" in page
+    assert "so their wording does not move its labels.</p>" in page
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [
+        ([[0.9, 0.9]], "move its labels."),
+        ([[0.9, 0.8]], "move its labels from one answer to the other, only how sure they are."),
+        ([[0.9, 0.2]], None),
+        ([[0.9, 0.9], [0.9, 0.5]], None),
+        ([[0.9, math.nan]], None),
+        ([[0.9]], None),
+    ],
+)
+def test_one_direction_is_claimed_only_of_full_agreement(p: list[list[float]], said: str | None) -> None:
+    told = wording.one_direction(as_metrics(p, "ab"[: len(p[0])], {}))
+    assert told is None if said is None else told is not None and told.endswith(said)
+
+
+def run_with(folder: Path, principles: dict[str, Any]) -> Path:
+    run = fixture.make_run(folder)
+    summary = {**fixture.full_summary(), "principles": principles}
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return run
+
+
+def table(page: str, section: str) -> list[list[str]]:
+    """The cells of a section's table, without the tags in them."""
+    part = page.split(f'<section id="{section}">')[1].split("</tbody>")[0].split("<tbody>")[1]
+    rows = re.findall(r"<tr>(.*?)</tr>", part, re.DOTALL)
+    found = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[re.sub(r"<[^>]*>", "", cell) for cell in row] for row in found]
+
+
 # --- examples ------------------------------------------------------------------------------------------
 
 
@@ -273,6 +334,14 @@ def test_word_diff_gives_both_texts_back(before: str, after: str) -> None:
 
 # --- figures -------------------------------------------------------------------------------------------
 
+HOSTILE_NAME = '--><script>"'
+AGREEMENT = fixture.effects(["one", HOSTILE_NAME, "three"])["agreement"]
+
+
+def agreement(shares: list[list[float | None]]) -> str:
+    return heatmap.agreement(["one", HOSTILE_NAME, "three"][: len(shares)], shares)
+
+
 SUMMARY = fixture.full_summary()
 STEPS = [json.loads(step.metrics) for step in fixture.ppo_steps(12)]
 EVALUATION, BINS = SUMMARY["evaluation"], SUMMARY["reward_model"]["reliability"]
@@ -281,6 +350,7 @@ FIGURES: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
     "reward_kl": (plots.reward_against_kl, STEPS, ("nats an episode", "score", "step 1", "step 12")),
     "ppo": (plots.ppo_curves, STEPS, ("PPO step", "Entropy", "nats a token", "tokens an answer")),
     "calibration": (plots.calibration, BINS, ("Predicted preference (%)", "Pairs")),
+    "agreement": (agreement, AGREEMENT, ("never the same", "one", HOSTILE_NAME)),
     "ratings": (plots.ratings, EVALUATION["ratings"], ("Rating (nats", "Ordinary prompts", "−0.86")),
 }
 
@@ -289,20 +359,44 @@ FIGURES: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
 def test_figures_are_labelled_and_take_their_colours_from_the_page(name: str) -> None:
     draw, data, labels = FIGURES[name]
     svg = draw(data)
-    root = ElementTree.fromstring(svg)
-    texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    texts = texts_of(svg)
     assert all(any(label in text for text in texts) for label in labels)
-    title = root.findtext("{http://www.w3.org/2000/svg}title")
-    assert title in texts
     # Clip paths and markers are referred to by "#id"; no colour may be left that the page does not set.
     assert re.findall(r"(?:fill|stroke): (?!none|var\(--)[^;\"]+", svg) == []
     assert draw(data) == svg
+
+
+def texts_of(svg: str) -> list[str]:
+    """The words of a drawing, which must be well formed and have its title among them."""
+    root = ElementTree.fromstring(svg)
+    texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert root.findtext("{http://www.w3.org/2000/svg}title") in texts
+    return texts
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_refuse_nothing(name: str) -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         FIGURES[name][0]([])
+
+
+def test_the_heat_map_writes_values_up_to_20_principles() -> None:
+    shares = [[1.0, 0.25, None], [0.25, 1.0, 0.5], [None, 0.5, 1.0]]
+    texts = texts_of(agreement(shares))
+    assert [texts.count(words) for words in ("25", "50", "–", "100")] == [2, 2, 2, 0]
+    many = [str(i) + "-" * 30 for i in range(21)]
+    texts = texts_of(heatmap.agreement(many, [[0.75] * 21] * 21))
+    assert "75" not in texts
+    assert texts.count("20" + "-" * 23 + "…") == 2
+    assert texts_of(heatmap.agreement(many[:20], [[0.75] * 20] * 20)).count("75") == 380
+
+
+def test_cells_are_coloured_by_their_distance_from_one_half() -> None:
+    svg = heatmap.agreement(["one", "two"], [[1.0, 0.9], [0.1, 1.0]])
+    # 0.55 · |2 · 0.9 − 1| = 0.44; the key has the same two shades once more each.
+    for colour in ("accent", "rl"):
+        assert len(re.findall(rf"fill: var\(--{colour}\); fill-opacity: 0\.44", svg)) == 2
+    assert "fill: var(--grid)" in svg
 
 
 def test_figures_of_a_short_run() -> None:

@@ -1,18 +1,31 @@
 """The run folder: a torn journal, atomic freezing, a lock between processes."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.errors import RunError, UsageError
 from solon.progress import Reporter
 from solon.records import Prompt, Row, Written, arrow_schema
-from solon.store import Batch, EventLog, Journal, Workspace, locked, read_manifest, read_rows, write_rows
+from solon.store import (
+    Batch,
+    EventLog,
+    Journal,
+    StageResult,
+    Workspace,
+    locked,
+    read_manifest,
+    read_rows,
+    write_atomically,
+    write_rows,
+)
 
 
 def _prompt(text: str) -> Prompt:
@@ -25,6 +38,7 @@ def _workspace(folder: Path) -> Workspace:
     return workspace
 
 
+@settings(deadline=None)  # each append waits for the disk
 @given(cut=st.integers(min_value=0, max_value=400))
 def test_journal_survives_a_cut_at_any_byte(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("journal") / "working.jsonl"
@@ -127,3 +141,95 @@ def test_events_are_lines(tmp_path: Path) -> None:
     log.write("step", loss=1.5, text="two\nlines")
     event = json.loads((tmp_path / "events.jsonl").read_text())
     assert (event["event"], event["loss"], event["text"]) == ("step", 1.5, "two\nlines")
+
+
+class _FullError(OSError):
+    """Stands for a disk that has no room left."""
+
+
+def _full(*arguments: object, **settings: object) -> None:
+    raise _FullError
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomically(tmp_path / "a.txt", "old")
+    monkeypatch.setattr(os, "fsync", _full)
+    with pytest.raises(_FullError):
+        write_atomically(tmp_path / "a.txt", "new")
+    # Half of the file is written before the disk is full.
+    monkeypatch.setattr("pyarrow.parquet.write_table", lambda table, path: [path.write_text("PAR1"), _full()])
+    with pytest.raises(_FullError):
+        write_rows(tmp_path / "rows.parquet", Prompt, [_prompt("x")])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def _finished(folder: Path) -> Workspace:
+    workspace = _workspace(folder)
+    workspace.finish("key", Prompt, StageResult([_prompt("x")]), 0.0)
+    assert read_manifest(workspace.folder) is not None
+    return workspace
+
+
+def test_a_stage_that_is_being_removed_does_not_look_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = _finished(tmp_path)
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        workspace.begin("another key")
+    assert not (workspace.folder / "manifest.json").exists()
+    # Half of the folder may be gone: the work that the old plan names must not go on in the rest.
+    assert not (workspace.folder / "plan.json").exists()
+
+
+def test_a_stage_without_its_rows_is_not_finished(tmp_path: Path) -> None:
+    workspace = _finished(tmp_path)
+    (workspace.folder / "rows.parquet").unlink()
+    assert read_manifest(workspace.folder) is None
+
+
+@pytest.mark.parametrize("plan", ["", "{}", "[]", "null", '{"key": 3}', "[" * 100_000, "\xe9"])
+def test_a_damaged_plan_is_that_of_another_work(tmp_path: Path, plan: str) -> None:
+    workspace = _workspace(tmp_path)
+    workspace.batches([("a", ["one"])], Prompt, lambda items: ([_prompt(items[0])], 1), "prompts")
+    (workspace.folder / "plan.json").write_text(plan, encoding="latin-1")
+    workspace.begin("key")
+    assert workspace.journal.batches == {}
+    assert json.loads((workspace.folder / "plan.json").read_text())["key"] == "key"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "{}",
+        '{"name": "b", "rows": 3, "seconds": 0.1, "tokens": 1}',
+        '{"name": "b", "rows": [1], "seconds": 0.1, "tokens": 1}',
+        '{"name": "b", "rows": [], "seconds": "x", "tokens": 1}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_line_of_the_journal_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "working.jsonl"
+    Journal(path).append(Batch("a", [], 0.1, 1))
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RunError, match=r"working\.jsonl:2: this line is damaged\. Remove the folder"):
+        Journal(path)
+
+
+def test_a_damaged_row_of_the_journal_is_named(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path)
+    workspace.journal.append(Batch("a", [{"no": "prompt"}], 0.1, 1))
+    with pytest.raises(RunError, match=r"working\.jsonl: a row in it is damaged\. Remove the folder"):
+        workspace.batches([("a", ["one"])], Prompt, lambda items: ([], 0), "prompts")

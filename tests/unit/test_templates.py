@@ -6,8 +6,8 @@ from solon.templates import fill
 
 
 def test_values_are_never_filled_again() -> None:
-    text = fill("choice", prompt="{question}", a="{b}", b="x", question="Which?")
-    assert "Question: {question}" in text
+    text = fill("choice", dialogue="{question}", a="{b}", b="x", question="Which?")
+    assert "Conversation: {question}" in text
     assert "Answer (A): {b}" in text
 
 

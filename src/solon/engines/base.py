@@ -58,6 +58,15 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True)
+class OptionRequest:
+    """Ask which of `options` follows the conversation; `start` is what the assistant has said already."""
+
+    conversation: Conversation
+    start: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Score:
     """Log-probability in nats of every token of the continuation given all before it."""
 
@@ -88,6 +97,14 @@ class Engine(Protocol):
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]: ...
 
+    def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...]]:
+        """Log-probability in nats of each option, up to a constant of the request.
+
+        Raises:
+            LogprobsUnavailableError: the engine gives none, or not of all options.
+        """
+        ...
+
 
 class HiddenStates(Protocol):
     """A model whose hidden states can be read."""
@@ -105,6 +122,27 @@ class HiddenStates(Protocol):
 
 class ReadableEngine(Engine, HiddenStates, Protocol):
     """An engine on a model in this process, whose hidden states can be read too."""
+
+
+def options_by_score(engine: Engine, requests: Sequence[OptionRequest]) -> list[tuple[float, ...]]:
+    """`option_logprobs` for an engine that can score any text.
+
+    Options are read up to where they first differ: of "(A)" and "(B)" the letter decides, not how sure the
+    bracket behind it is.
+    """
+    scored = [
+        ScoreRequest(r.conversation, r.start + option[: first_difference(r.options) + 1])
+        for r in requests
+        for option in r.options
+    ]
+    scores = iter(engine.score(scored))
+    return [tuple(next(scores).total for _ in r.options) for r in requests]
+
+
+def first_difference(options: Sequence[str]) -> int:
+    """The first place at which the options differ."""
+    places = enumerate(zip(*options, strict=False))
+    return next((i for i, letters in places if len(set(letters)) > 1), min(map(len, options)) - 1)
 
 
 def user(text: str) -> Conversation:

@@ -22,20 +22,23 @@ def neutral(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def before_head(model: Any, where: tuple[Tensor, Tensor]) -> Iterator[None]:
+def before_head(model: Any, where: tuple[Tensor, Tensor]) -> Iterator[list[Tensor]]:
     """Let only the hidden states at (row_N, column_N) reach the head: logits come out as [1, N, V].
 
-    Through the model's own forward, so that a soft cap or scale of the logits stays in force.
+    Through the model's own forward, so that a soft cap or scale of the logits stays in force. Yields a list
+    that holds the gathered hidden states [N, width] after the forward pass.
     """
+    kept: list[Tensor] = []
 
     def gather(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         row_N, column_N = (index.to(output.last_hidden_state.device) for index in where)
-        output.last_hidden_state = output.last_hidden_state[row_N, column_N].unsqueeze(0)
+        kept.append(output.last_hidden_state[row_N, column_N])
+        output.last_hidden_state = kept[-1].unsqueeze(0)
         return output
 
     handle = model.base_model.register_forward_hook(gather)
     try:
-        yield
+        yield kept
     finally:
         handle.remove()
 
@@ -85,3 +88,14 @@ def hidden_at(model: Any, depths: Sequence[int], forward: Callable[[], Any]) -> 
     if not set(depths) <= set(kept):
         raise RunError(f"{type(model).__name__}: a block is never run; its hidden states cannot be read.")
     return [kept[depth] for depth in depths]
+
+
+def plain_head(model: Any) -> Tensor | None:
+    """The weights [V, width] of a head that is a matrix and nothing else; None if its logits are changed."""
+    config = model.config.get_text_config()
+    changed = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in changed):
+        return None
+    head: Any = model.get_output_embeddings()
+    plain = isinstance(head, nn.Linear) and getattr(head, "bias", None) is None
+    return head.weight if plain else None

@@ -20,10 +20,12 @@ from solon.engines.base import (
     Completion,
     Conversation,
     GenerateRequest,
+    OptionRequest,
     Pooling,
     Progress,
     Score,
     ScoreRequest,
+    options_by_score,
 )
 from solon.engines.hooks import neutral
 from solon.engines.prefix import prefill
@@ -140,6 +142,10 @@ class LocalEngine:
         if not all(bool(logp.isfinite().all()) for logp in found):
             raise self._not_numbers()
         return [Score(tuple(logp.tolist())) for logp in found]
+
+    def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...]]:
+        """Log-probabilities of options by scoring them. Errors are those of `score`."""
+        return options_by_score(self, requests)
 
     def hidden_features(
         self, requests: Sequence[ScoreRequest], layers: Sequence[float], poolings: Sequence[Pooling]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from solon.engines.base import START_TOKENS, Pooling, Progress
-from solon.engines.hooks import before_head, blocks, hidden_at
+from solon.engines.hooks import before_head, blocks, hidden_at, plain_head
 from solon.engines.trees import TREE_TOKENS, Packed, Tree, common_start, pack, plant, shares_starts
 from solon.training.batching import budget_batches
 
@@ -66,10 +66,12 @@ class Reader:
         nodes = list(dict.fromkeys((b, node) for b, node, _ in asked))
         place = {node: n for n, node in enumerate(nodes)}
         where = torch.tensor([[b, node - packed.start] for b, node in nodes])
-        with before_head(self._model, (where[:, 0], where[:, 1])):
+        with before_head(self._model, (where[:, 0], where[:, 1])) as hidden:
             logits_NV = self._model(**packed.arguments).logits[0]
-        node_of = [place[b, node] for b, node, _ in asked]
-        logp = iter(torch.split(_chosen(logits_NV, node_of, [t for *_, t in asked]), 1))
+        node_of = torch.tensor([place[b, node] for b, node, _ in asked], device=logits_NV.device)
+        tokens = torch.tensor([token for *_, token in asked], device=logits_NV.device)
+        chosen = _chosen(logits_NV, hidden[0], plain_head(self._model), node_of, tokens)
+        logp = iter(torch.split((chosen - _logsumexp(logits_NV)[node_of]).cpu(), 1))
         for tree in trees:
             yield [torch.cat([next(logp) for _ in rows[i].answer]) for i in tree.rows]
 
@@ -103,12 +105,22 @@ class Reader:
             self._progress(sum(len(tree.rows) for tree in chosen))
 
 
-def _chosen(logits_NV: Tensor, node_of: Sequence[int], tokens: Sequence[int]) -> Tensor:
-    """Log-probability of each asked token, float32 [len(tokens)] on the CPU."""
-    index = torch.tensor(node_of, device=logits_NV.device)
-    token = torch.tensor(tokens, device=logits_NV.device)
-    parts = [part.float().logsumexp(-1) for part in torch.split(logits_NV, _HEAD_ROWS)]
-    return (logits_NV[index, token].float() - torch.cat(parts)[index]).cpu()
+def _chosen(
+    logits_NV: Tensor, hidden_ND: Tensor, head_VD: Tensor | None, node_of: Tensor, tokens: Tensor
+) -> Tensor:
+    """float32 logits of the asked tokens.
+
+    In bfloat16 a logit near 20 is rounded to an eighth, which would be half of what tells two options apart:
+    where the head is a plain matrix, the few asked logits are computed from the hidden states in float32.
+    """
+    if head_VD is None or logits_NV.dtype == torch.float32:
+        return logits_NV[node_of, tokens].float()
+    parts = zip(torch.split(node_of, _HEAD_ROWS), torch.split(tokens, _HEAD_ROWS), strict=True)
+    return torch.cat([(hidden_ND[n].float() * head_VD[t].float()).sum(-1) for n, t in parts])
+
+
+def _logsumexp(logits_NV: Tensor) -> Tensor:
+    return torch.cat([part.float().logsumexp(-1) for part in torch.split(logits_NV, _HEAD_ROWS)])
 
 
 def _pool(answer_LTD: Tensor, pooling: Pooling) -> Tensor:

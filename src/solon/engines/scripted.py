@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from solon.engines.base import Completion, Conversation, GenerateRequest, Pooling, Score, ScoreRequest
+from solon.engines.base import (
+    Completion,
+    Conversation,
+    GenerateRequest,
+    OptionRequest,
+    Pooling,
+    Score,
+    ScoreRequest,
+    options_by_score,
+)
 from solon.errors import RunError
 
 END = 0
@@ -50,6 +59,9 @@ class ScriptedEngine:
             raise RunError(f"{self.name} has no logprobs function and cannot score.")
         self._read(requests)
         return [Score(tuple(self._logprobs(request))) for request in requests]
+
+    def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...]]:
+        return options_by_score(self, requests)
 
     def hidden_features(
         self, requests: Sequence[ScoreRequest], layers: Sequence[float], poolings: Sequence[Pooling]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-# The mean of 0.1, 0.2, 0.8 and 0.9 is a tie; what rounding leaves of it must not make a side.
+# The mean of 0.3, 0.4, 0.6 and 0.7 is a tie; what rounding leaves of it must not make a side.
 _ROUNDING = 1e-9
 
 
@@ -144,7 +144,9 @@ def _side(p: Floats) -> Floats:
 def _mean(p_NK: Floats) -> Floats:
     """[N] means over the principles that scored, NaN where none did."""
     scored_N = (~np.isnan(p_NK)).sum(axis=1)
-    return np.divide(np.nansum(p_NK, axis=1), scored_N, out=np.full(len(p_NK), np.nan), where=scored_N > 0)
+    means_N = np.full(len(p_NK), np.nan)
+    np.divide(np.nansum(p_NK, axis=1), scored_N, out=means_N, where=scored_N > 0)
+    return means_N
 
 
 def _share(changed: int, scored: int) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from solon.engines.base import Conversation, Engine, ScoreRequest
+from solon.engines.base import Conversation, Engine, OptionRequest
 from solon.errors import RunError
 
 CHOICES = ("(A)", "(B)")
@@ -21,16 +21,14 @@ def probabilities(
 ) -> NDArray[np.float64]:
     """[asked, options], rows that sum to 1: how likely each option follows a conversation and a start.
 
-    The start is what the assistant's turn has said already, often nothing. Options are read up to where they
-    first differ: of "(A)" and "(B)" the letter decides, not how sure the bracket behind it is.
+    The start is what the assistant's turn has said already, often nothing.
 
     Raises:
         RunError: the model gives all options the same tokens, or a log-probability that is no number.
+        LogprobsUnavailableError: the engine gives no log-probabilities of the options.
     """
-    stems = [option[: _differ(options) + 1] for option in options]
-    requests = [ScoreRequest(conversation, start + stem) for conversation, start in asked for stem in stems]
-    scores = engine.score(requests)
-    totals = np.array([score.total for score in scores]).reshape(len(asked), len(options))
+    requests = [OptionRequest(conversation, start, tuple(options)) for conversation, start in asked]
+    totals = np.array(engine.option_logprobs(requests)).reshape(len(asked), len(options))
     if not np.isfinite(totals).all():
         raise RunError(f"{engine.name} gives an option a log-probability that is no number.")
     if len(asked) and (totals == totals[:, :1]).all():
@@ -41,9 +39,3 @@ def probabilities(
     shifted = np.exp(totals - totals.max(1, keepdims=True))
     normed: NDArray[np.float64] = shifted / shifted.sum(1, keepdims=True)
     return normed
-
-
-def _differ(options: Sequence[str]) -> int:
-    """The first place at which the options differ."""
-    places = enumerate(zip(*options, strict=False))
-    return next((i for i, letters in places if len(set(letters)) > 1), min(map(len, options)) - 1)

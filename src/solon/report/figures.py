@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from solon.report import plots
+from solon.report import heatmap, plots
 from solon.report.rundata import RunData
 
 
@@ -22,6 +22,15 @@ def figures(run: RunData) -> list[Figure]:
     """The figures in the order of the method; one whose stage has not run is left out."""
     drawn = (_figure(draw, data, caption) for draw, data, caption in _available(run))
     return list(drawn)
+
+
+def agreement_figure(run: RunData) -> Figure | None:
+    """How often the principles agree; None where fewer than two of them were asked about the same pairs."""
+    found = run.summary.get("principles", {"principles": []})
+    if len(found["principles"]) < 2:
+        return None
+    names = [effect["principle"] for effect in found["principles"]]
+    return Figure(Markup(heatmap.agreement(names, found["agreement"])), _AGREEMENT)
 
 
 def _available(run: RunData) -> Iterator[tuple[Callable[[Any], str], list[Any], str]]:
@@ -63,6 +72,11 @@ _CURVES = (
     "The optimised reward (score less the KL penalty), the distance from the SL model, the entropy of the "
     "policy and the length of its answers. From ten steps on, the strong line is the mean of five steps. "
     "Falling entropy with rising reward is the usual sign of a policy that narrows."
+)
+_AGREEMENT = (
+    "Of the pairs that both scored, the share in % on which two principles prefer the same answer. Green: "
+    "more often the same one; orange: more often the other one; without colour at 50, where two coins would "
+    "be. A dash: no pair that both scored. To this judge, principles that always agree are one."
 )
 _RATINGS = (
     "Bradley–Terry ratings of the three models from all their comparisons. A difference of 1 nat means "

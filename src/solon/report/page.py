@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from solon.report import wording
-from solon.report.figures import figures
+from solon.report.figures import agreement_figure, figures
 from solon.report.rundata import RunData, read_run
 from solon.report.transcripts import panels, rejections, threads
 from solon.store import write_atomically
@@ -59,7 +59,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("percent", "interval", "count", "decimal", "duration", "reading"):
+    for name in ("percent", "interval", "count", "decimal", "points", "duration", "reading"):
         environment.filters[name] = getattr(wording, name)
     return environment
 
@@ -67,6 +67,7 @@ def _environment() -> Environment:
 def _context(run: RunData) -> dict[str, Any]:
     evaluation = run.summary.get("evaluation", {})
     filters = run.summary.get("filters", rejections(run.revised))
+    effects = run.summary.get("principles")
     return {
         "title": run.summary.get("recipe", run.name),
         "facts": _facts(run.summary),
@@ -85,6 +86,9 @@ def _context(run: RunData) -> dict[str, Any]:
         },
         "filters": sorted(filters.items(), key=lambda item: (-item[1], item[0])),
         "revisions": run.summary.get("revisions"),
+        "effects": effects,
+        "one_direction": wording.one_direction(effects) if effects else None,
+        "agreement": agreement_figure(run),
         "constitution": run.constitution,
         "stages": _stages(run),
         "recipe": run.recipe,

@@ -5,6 +5,8 @@ from typing import Any
 
 _THIN = "\u202f"
 NONE = "–"
+# What the table shows as 0.0 points, the words must not call a movement.
+_UNSEEN_SHIFT = 0.0005
 NAMES = {"base": "base", "sl": "SL", "rl": "RL"}
 
 Numbers = Mapping[str, Any]
@@ -31,6 +33,11 @@ def decimal(number: float | None, places: int = 2) -> str:
     return NONE if number is None else f"{number:.{places}f}".replace("-", "−")
 
 
+def points(share: float | None) -> str:
+    """0.0123 as "1.2" percentage points."""
+    return NONE if share is None else decimal(100 * share, 1)
+
+
 def duration(seconds: float) -> str:
     """Seconds as "42 s", "3 min 20 s" or "2 h 05 min"."""
     whole = round(seconds)
@@ -51,6 +58,22 @@ def reading(comparison: Numbers) -> str:
     if high < 0.5:
         return f"{_name(comparison['b'])} is preferred"
     return f"no clear difference: the interval includes 50{_THIN}%"
+
+
+def one_direction(effects: Numbers) -> str | None:
+    """That the principles' wording moves no label, where any two of them agree throughout; else None."""
+    rows = enumerate(effects["agreement"])
+    shares = [share for y, row in rows for x, share in enumerate(row) if x != y]
+    if not shares or any(share != 1 for share in shares):
+        return None
+    told = (
+        "This judge reads one direction for all principles: any two of them prefer the same answer on every "
+        "pair that both scored, so their wording does not move its labels"
+    )
+    shift = max(effect["left_out_shift"] for effect in effects["principles"])
+    if shift < _UNSEEN_SHIFT:
+        return f"{told}."
+    return f"{told} from one answer to the other, only how sure they are."
 
 
 def verdict(summary: Numbers) -> list[str]:

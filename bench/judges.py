@@ -1,0 +1,66 @@
+"""Every judge of the embedded model on human preferences: accuracy, interval, flip rate, calibration.
+
+Run: python bench/judges.py FILE [--limit 300] [--judges linear_probe choice …]
+
+FILE has pairs with a known better answer; the README's figures are of Anthropic's hh-rlhf, harmless-base,
+half of its test split. Pairs with an even number were free to be looked at while the judges were built
+(docs/log.md tells what was tried); only the odd ones are measured here. The linear probe and the ensemble
+are taught by the shipped constitution's worked comparisons, never by the file.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import get_args
+
+from record import report
+
+from solon.constitution import load_constitution
+from solon.feedback.judging import asked_of, ece_after, open_bench
+from solon.feedback.measure import ask, items_of_pairs
+from solon.feedback.opening import open_judge, timed
+from solon.feedback.pairs import read_pairs
+from solon.judge_settings import JudgeKind
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--judges", nargs="*", default=list(get_args(JudgeKind)))
+    parser.add_argument("--set", nargs="*", default=[])
+    options = parser.parse_args()
+    constitution = load_constitution("harmless")
+    pairs = read_pairs(options.file)[0][1::2][: options.limit]
+    bench = open_bench(asked_of("embedded", "choice", constitution, "training"))
+    for kind in options.judges:
+        asked = asked_of("embedded", kind, constitution, "training", options.set)
+        own = type(bench)(asked.settings, constitution, bench.engine, "training", asked.seed)
+        items = items_of_pairs(pairs, constitution, "training", asked.seed)
+        judge = open_judge(kind, own)
+        found = timed(kind, options.file.name, own.engine, lambda: ask(judge, items, 0))  # noqa: B023
+        if found is None:
+            raise SystemExit(f"{kind} scored none of {len(items)} pairs")
+        check = found.check
+        report(
+            "judges",
+            kind,
+            check.accuracy,
+            max(check.shorter, check.longer),
+            None,
+            n=check.n,
+            ci95=check.ci95,
+            flip_rate=check.flip_rate,
+            length_matched=json.loads(json.dumps(check.as_dict()["length_matched"])),
+            ece=check.ece,
+            ece_calibrated=ece_after(asked.settings.calibration, found.results, 0),
+            unscored=dict(check.unscored),
+            truncated=check.truncated,
+            seconds=check.seconds,
+            tokens=check.tokens,
+            settings=options.set,
+        )
+
+
+if __name__ == "__main__":
+    main()

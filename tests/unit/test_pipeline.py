@@ -1,0 +1,57 @@
+"""Which folders a run takes as its own, and which it refuses, before anything is written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from solon import store
+from solon.errors import UsageError
+from tests import tiny_run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    return tiny_run.write(tmp_path / "recipe", tiny_model_folder)
+
+
+def test_a_kill_in_the_first_write_does_not_lock_the_folder_out(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    def killed(descriptor: int) -> None:
+        # As by kill -9: nobody removes the temporary file.
+        (folder / ".recipe.yaml.partial").rename(folder / ".other.yaml.partial")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run.open_run(recipe, folder).execute("red_team")
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".other.yaml.partial"]
+    tiny_run.open_run(recipe, folder)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "recipe.yaml.partial"])
+def test_a_folder_of_something_else_is_refused(name: str, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    with pytest.raises(UsageError, match="not empty and no run folder"):
+        tiny_run.open_run(recipe, tmp_path / "run")
+
+
+def test_a_file_on_the_way_is_named(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "sub", tmp_path / "file" / "sub" / "run"):
+        with pytest.raises(UsageError, match=r"file: this is a file\. Name another folder with --run-dir"):
+            tiny_run.open_run(recipe, folder)
+
+
+def test_a_name_too_long_is_a_message(recipe: Path, tmp_path: Path) -> None:
+    call = [sys.executable, "-c", "from solon.cli import main; main()", "run", str(recipe), "--run-dir"]
+    done = subprocess.run([*call, str(tmp_path / ("x" * 300))], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "File name too long. Choose another path" in done.stderr
+    assert "Traceback" not in done.stderr
