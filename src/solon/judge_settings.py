@@ -69,6 +69,15 @@ class JudgeSettings(Settings):
         description="One judge, or a list: the check picks the best of them",
     )
     model: str = Field(default="", description="The judge's model; empty: the recipe's model")
+    engine: Literal["local", "http"] = Field(
+        default="local", description="http: the model runs on a server, and `model` is its name there"
+    )
+    endpoints: tuple[str, ...] = Field(
+        default=(), description="http: the servers' addresses, such as http://127.0.0.1:8000/v1"
+    )
+    api_key_env: str = Field(
+        default="SOLON_API_KEY", min_length=1, description="http: the environment variable with the key"
+    )
     principles: int = Field(
         default=1, ge=1, description="Principles asked about each pair; their mean counts"
     )
@@ -98,4 +107,16 @@ class JudgeSettings(Settings):
     def _fits(self) -> "JudgeSettings":
         if "ensemble" in self.members:
             raise ValueError("members: an ensemble cannot be its own member; name other judges")
+        if self.engine == "http" and not (self.endpoints and self.model):
+            raise ValueError("engine: http needs `model`, its name on the server, and `endpoints`")
+        if self.engine == "http" and "linear_probe" in self.all_kinds:
+            raise ValueError(
+                "engine: a server shows no hidden states, so linear_probe needs `engine: local`; "
+                "name other judges in `kind` (and `members`)"
+            )
         return self
+
+    @property
+    def all_kinds(self) -> frozenset[JudgeKind]:
+        """The kinds that are opened, the members of an ensemble among them."""
+        return frozenset({*self.kind, *(self.members if "ensemble" in self.kind else ())})

@@ -10,7 +10,7 @@ from solon import embedded
 from solon import recipe as recipes
 from solon.constitution import MIN_COMPARISONS, Constitution, Purpose, dump, load_constitution
 from solon.errors import RunError, UsageError
-from solon.models import ModelSource, resolve
+from solon.models import ModelSource, judge_source, resolve
 from solon.plan import BY_NAME, STAGES, Models, Stage, check_paths, prompt_paths, stage_key
 from solon.progress import Reporter
 from solon.recipe import Recipe
@@ -72,7 +72,7 @@ class Run:
         if fetch and recipe.model == embedded.NAME and not embedded.fetched():
             reporter.say(f"Fetching the embedded model {embedded.TITLE} (98 MB, once).")
         self._base = resolve(recipe.model, fetch)
-        self._judge = resolve(recipe.judge.model, fetch) if recipe.judge.model else self._base
+        self._judge = judge_source(recipe.judge, recipe.model, fetch)
         prompt_paths(recipe, beside)
         check_paths(recipe, beside)
         _check_fit(recipe, self.constitution)
@@ -192,8 +192,7 @@ def _check_fit(recipe: Recipe, constitution: Constitution) -> None:
         raise UsageError(f"the constitution {constitution.name} has no evaluation principle. {fix}")
     for purpose in get_args(Purpose):
         count = len(constitution.comparisons(purpose))
-        kinds = {*recipe.judge.kind, *(recipe.judge.members if "ensemble" in recipe.judge.kind else ())}
-        wanted = MIN_COMPARISONS if "linear_probe" in kinds else 1
+        wanted = MIN_COMPARISONS if "linear_probe" in recipe.judge.all_kinds else 1
         if count < wanted:
             raise UsageError(
                 f"the constitution {constitution.name} has {count} comparisons for {purpose} principles; "

@@ -88,11 +88,10 @@ _WORDING_OF: Mapping[JudgeKind, tuple[str, ...]] = {
 
 def judge_part(settings: JudgeSettings, constitution: Constitution, purpose: Purpose) -> Any:
     """What a judge's answers depend on: a probe never reads a principle's wording, others do."""
-    kinds = {*settings.kind, *(settings.members if "ensemble" in settings.kind else ())}
-    fields = sorted({field for kind in kinds for field in _WORDING_OF[kind]})
+    fields = sorted({field for kind in settings.all_kinds for field in _WORDING_OF[kind]})
     comparisons = [c.model_dump() for c in constitution.comparisons(purpose)]
     return [
-        settings.model_dump(exclude={"allow_weak"}),
+        settings.model_dump(exclude={"allow_weak", "endpoints", "api_key_env"}),
         comparisons,
         _wordings(constitution.of(purpose), *fields) if fields else None,
     ]

@@ -6,7 +6,7 @@ again alone. Engines raise `solon.errors.RunError` when the model cannot answer;
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,15 +97,18 @@ class Engine(Protocol):
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]: ...
 
-    def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...]]:
+    def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
         """Log-probability in nats of each option, up to a constant of the request.
 
+        None where the engine did not tell it of every option of a request.
+
         Raises:
-            LogprobsUnavailableError: the engine gives none, or not of all options.
+            LogprobsUnavailableError: the engine never gives any.
         """
         ...
 
 
+@runtime_checkable
 class HiddenStates(Protocol):
     """A model whose hidden states can be read."""
 
@@ -120,11 +123,12 @@ class HiddenStates(Protocol):
         ...
 
 
+@runtime_checkable
 class ReadableEngine(Engine, HiddenStates, Protocol):
     """An engine on a model in this process, whose hidden states can be read too."""
 
 
-def options_by_score(engine: Engine, requests: Sequence[OptionRequest]) -> list[tuple[float, ...]]:
+def options_by_score(engine: Engine, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
     """`option_logprobs` for an engine that can score any text.
 
     Options are read up to where they first differ: of "(A)" and "(B)" the letter decides, not how sure the

@@ -143,7 +143,7 @@ class LocalEngine:
             raise self._not_numbers()
         return [Score(tuple(logp.tolist())) for logp in found]
 
-    def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...]]:
+    def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
         """Log-probabilities of options by scoring them. Errors are those of `score`."""
         return options_by_score(self, requests)
 

@@ -60,7 +60,7 @@ class ScriptedEngine:
         self._read(requests)
         return [Score(tuple(self._logprobs(request))) for request in requests]
 
-    def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...]]:
+    def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
         return options_by_score(self, requests)
 
     def hidden_features(

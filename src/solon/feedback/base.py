@@ -105,16 +105,19 @@ Render = Callable[[Question], Conversation]
 
 
 def fit_to_context(
-    question: Question, engine: Engine, render: Render, room: int
+    question: Question, engine: Engine, render: Render, room: int = 0, beside: Sequence[str] = ()
 ) -> tuple[Question, str | None, bool]:
-    """The question, cut from the left until `render` of it and `room` more tokens fit into the context.
+    """The question, cut from the left until `render` of it fits into the context.
 
-    First the oldest turns go, then the prompt's first words. Returns the question, why it cannot be asked
-    (None if it can), and whether anything was cut.
+    `room` more tokens and the longest of the texts `beside` must fit behind it. First the oldest turns go,
+    then the prompt's first words. Returns the question, why it cannot be asked (None if it can), and whether
+    anything was cut. An engine that does not know its context is given the whole question.
     """
     if engine.context is None:
         return question, None, False
-    fits = engine.context - room
+    # Each text is counted as a message, header included: a little too much rather than too little.
+    longest = max((engine.length((Message("user", text),)) for text in beside), default=0)
+    fits = engine.context - room - longest
     cut = question
     while engine.length(render(cut)) > fits:
         words = cut.prompt.split()

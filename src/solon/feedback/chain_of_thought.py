@@ -6,6 +6,7 @@ Probabilities are clamped, by default to 0.4–0.6: a model that has argued itse
 nearly 1, which the paper found to train worse.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ class ChainOfThoughtJudge:
         """P(first answer) after each reply."""
         starts = [(conversation, _reasons(reply)) for conversation, reply in replies]
         try:
-            return list(probabilities(self._engine, starts, CHOICES)[:, 0].tolist())
+            read = probabilities(self._engine, starts, CHOICES)[:, 0].tolist()
+            return [None if math.isnan(p) else p for p in read]
         except LogprobsUnavailableError:
             return [parse_verdict(reply) for _, reply in replies]
 

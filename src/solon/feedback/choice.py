@@ -5,13 +5,14 @@ this judge is noise; its check says so. The principle is worded after the two an
 pair then start alike, and a local model reads the pair once for all of its principles.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from solon.engines.base import Conversation, Engine, Message
 from solon.feedback.base import Judgement, Question, fit_to_context, judged
 from solon.feedback.demonstrated import Demonstrated
-from solon.feedback.options import CHOICES, probabilities
+from solon.feedback.options import CHOICES, UNTOLD, probabilities
 from solon.templates import fill
 
 _ROOM = 8  # Tokens for an option behind the question
@@ -47,7 +48,13 @@ class ChoiceJudge:
                 judgements.append(Judgement(None, problem))
                 continue
             both = (next(straight_and_swapped), 1.0 - next(straight_and_swapped))
-            judgements.append(Judgement(sum(both) / 2, orders=both, truncated=truncated))
+            # One order alone would carry the position's preference into the label.
+            told = not any(map(math.isnan, both))
+            judgements.append(
+                Judgement(sum(both) / 2, orders=both, truncated=truncated)
+                if told
+                else Judgement(None, UNTOLD, truncated=truncated)
+            )
         return judgements
 
     def _talk(self, question: Question) -> Conversation:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from solon.constitution import Constitution
 from solon.constitution_diff import differences
-from solon.engines.local import open_engine
+from solon.engines.opening import open_judge_engine
 from solon.errors import RunError
 from solon.feedback.base import Judge, Question
 from solon.feedback.effects import flipped_share
 from solon.feedback.opening import Bench, open_judge
-from solon.models import pick_device, pick_dtype, resolve
+from solon.models import judge_source
 from solon.plan import BY_NAME
 from solon.recipe import load_recipe
 from solon.records import Label
@@ -47,9 +47,8 @@ def flips(old: Constitution, new: Constitution, run: Path, most: int) -> Iterato
         raise RunError(f"{run}: holds no labels. Run its recipe at least `--until label`.")
     rows = [row for row in read_rows(folder / "rows.parquet", Label) if row.p_a is not None][:most]
     recipe, _ = load_recipe(run / "recipe.yaml")
-    device = pick_device(recipe.device)
-    source = resolve(recipe.judge.model or recipe.model)
-    engine = open_engine(source, device, pick_dtype(recipe.dtype, device), recipe.batch_tokens)
+    source = judge_source(recipe.judge, recipe.model)
+    engine = open_judge_engine(recipe.judge, source, recipe.device, recipe.dtype, recipe.batch_tokens)
     judges = [
         open_judge(picked.metrics["kind"], Bench(recipe.judge, c, engine, "training", recipe.seed))
         for c in (old, new)

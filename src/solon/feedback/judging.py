@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from solon.constitution import Constitution, Purpose
 from solon.digest import seed_from
-from solon.engines.local import LocalEngine, open_engine
+from solon.engines.opening import open_judge_engine
 from solon.errors import RunError, UsageError
 from solon.feedback.calibration import Method, fit_calibration
 from solon.feedback.check import Share, share
@@ -20,7 +20,7 @@ from solon.feedback.measure import Item, Result, ask, ask_own, items_of_pairs
 from solon.feedback.opening import Bench, Measured, open_judge, timed
 from solon.feedback.pairs import read_pairs
 from solon.judge_settings import JudgeKind, JudgeSettings
-from solon.models import pick_device, pick_dtype, resolve
+from solon.models import judge_source
 from solon.recipe import apply_override
 from solon.records import Checked
 from solon.report.plots import calibration
@@ -28,12 +28,16 @@ from solon.report.statistics import ece
 from solon.store import write_atomically, write_rows
 from solon.yamlfile import Document, validate
 
+_BATCH_TOKENS = 8192
+
 
 @dataclass(frozen=True)
 class Asked:
-    """What is measured: a model's judge of one kind, taught by a constitution's comparisons of a purpose."""
+    """What is measured: a judge of one kind, taught by a constitution's comparisons of a purpose.
 
-    model: str
+    `settings.model` is its model.
+    """
+
     kind: JudgeKind
     settings: JudgeSettings
     constitution: Constitution
@@ -84,7 +88,7 @@ def asked_of(
     Raises:
         UsageError: there is no such kind, purpose or setting, or no comparison for the purpose.
     """
-    document = Document("--judge or --set", {"kind": kind}, {})
+    document = Document("--judge or --set", {"kind": kind, "model": model}, {})
     for override in overrides:
         apply_override(document, override)
     settings = validate(document, JudgeSettings)
@@ -96,13 +100,13 @@ def asked_of(
             f"the constitution {constitution.name} has no worked comparison for {purpose} principles. "
             "Write some under demonstrations.comparisons."
         )
-    return Asked(model, settings.kind[0], settings, constitution, purposes[purpose])
+    return Asked(settings.kind[0], settings, constitution, purposes[purpose])
 
 
 def open_bench(asked: Asked) -> Bench:
     """The model and all that a judge needs. Errors are those of `solon.models`."""
-    device = pick_device("auto")
-    engine: LocalEngine = open_engine(resolve(asked.model), device, pick_dtype(asked.dtype, device), 8192)
+    source = judge_source(asked.settings, asked.settings.model)
+    engine = open_judge_engine(asked.settings, source, "auto", asked.dtype, _BATCH_TOKENS)
     return Bench(asked.settings, asked.constitution, engine, asked.purpose, asked.seed)
 
 
@@ -138,7 +142,7 @@ def write_check(folder: Path, asked: Asked, found: FileCheck) -> None:
     """Write the figures, the items and the reliability figure."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
-        "model": asked.model,
+        "model": asked.settings.model,
         "constitution": {"name": asked.constitution.name, "digest": asked.constitution.digest},
         "purpose": asked.purpose,
         "seed": asked.seed,

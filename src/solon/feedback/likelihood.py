@@ -58,7 +58,7 @@ class LikelihoodJudge:
         return judged(questions, self._compare)
 
     def _compare(self, questions: Sequence[Question]) -> list[Judgement]:
-        fitted = [fit_to_context(q, self._engine, _longest, self._room(q)) for q in questions]
+        fitted = [fit_to_context(q, self._engine, _longest, beside=(q.a, q.b)) for q in questions]
         asked = [q for q, problem, _ in fitted if problem is None]
         gains = iter(self.gains(asked, [self.reading])[:, 0].tolist())
         return [
@@ -97,11 +97,6 @@ class LikelihoodJudge:
 
         rows = [[gain(q, "a", r) - gain(q, "b", r) for r in readings] for q in questions]
         return np.array(rows, dtype=np.float64).reshape(len(questions), len(readings))
-
-    def _room(self, question: Question) -> int:
-        """Tokens of the longer answer, by the engine's own count of it as a message."""
-        texts = (question.a, question.b)
-        return max(self._engine.length((Message("user", text),)) for text in texts)
 
 
 def _reduce(gain_T: NDArray[np.float64], reduction: Reduction) -> float:

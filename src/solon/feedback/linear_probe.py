@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from solon.constitution import MIN_COMPARISONS, Comparison
 from solon.digest import seed_from
-from solon.engines.base import Pooling, ReadableEngine, ScoreRequest, user
+from solon.engines.base import Conversation, Pooling, ReadableEngine, ScoreRequest, user
 from solon.errors import UsageError
 from solon.feedback.base import Judgement, Question, fit_to_context, judged, sigmoid
 from solon.feedback.readout import Array, Readout, fit
@@ -108,7 +108,7 @@ class LinearProbe:
         return judged(questions, self._compare)
 
     def _compare(self, questions: Sequence[Question]) -> list[Judgement]:
-        fitted = [fit_to_context(q, self._engine, lambda q: q.conversation, self._room(q)) for q in questions]
+        fitted = [fit_to_context(q, self._engine, _conversation, beside=(q.a, q.b)) for q in questions]
         asked = [q for q, problem, _ in fitted if problem is None]
         scores = iter(self._scores(asked))
         return [
@@ -128,8 +128,9 @@ class LinearProbe:
         principles = [q.principle.id for q in questions for _ in "ab"]
         return [float(score) for score in self._readout.score(chosen, principles)] if questions else []
 
-    def _room(self, question: Question) -> int:
-        return max(self._engine.length(user(text)) for text in (question.a, question.b))
+
+def _conversation(question: Question) -> Conversation:
+    return question.conversation
 
 
 def _teach(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from solon.constitution import Constitution, Purpose
 from solon.digest import seed_from
-from solon.engines.base import ReadableEngine
-from solon.errors import RunError
+from solon.engines.base import Engine, ReadableEngine
+from solon.errors import RunError, UsageError
 from solon.feedback.base import Judge
 from solon.feedback.calibration import Calibrated, Calibration, fit_calibration
 from solon.feedback.chain_of_thought import ChainOfThoughtJudge, Thinking
@@ -33,7 +33,7 @@ class Bench:
 
     settings: JudgeSettings
     constitution: Constitution
-    engine: ReadableEngine
+    engine: Engine
     purpose: Purpose
     seed: int
 
@@ -102,6 +102,8 @@ def open_judge(kind: JudgeKind, bench: Bench) -> Judge:
 def _linear_probe(bench: Bench) -> Judge:
     probe, comparisons = bench.settings.probe, bench.constitution.comparisons(bench.purpose)
     grid = Grid(probe.layers, probe.poolings, probe.l2, probe.own)
+    if not isinstance(bench.engine, ReadableEngine):
+        raise UsageError(f"linear_probe reads hidden states, which {bench.engine.name} does not show.")
     return LinearProbe(bench.engine, comparisons, grid, bench.settings.folds, bench.seed)
 
 
@@ -191,7 +193,7 @@ def measure(
     return tuple(found for name, work in sets if (found := timed(kind, name, bench.engine, work)))
 
 
-def timed(kind: str, on: str, engine: ReadableEngine, work: Callable[[], list[Result]]) -> Measured | None:
+def timed(kind: str, on: str, engine: Engine, work: Callable[[], list[Result]]) -> Measured | None:
     """Results and figures with their cost; None where nothing was scored."""
     start, before = time.monotonic(), _tokens(engine)
     results = work()
@@ -199,7 +201,7 @@ def timed(kind: str, on: str, engine: ReadableEngine, work: Callable[[], list[Re
     return Measured(check, tuple(results)) if check else None
 
 
-def _tokens(engine: ReadableEngine) -> int:
+def _tokens(engine: Engine) -> int:
     return engine.tokens_read + engine.tokens_generated
 
 

@@ -4,11 +4,12 @@ The probabilities of the five digits are normalised over them, so a rating is a 
 answers are compared by the difference of their ratings; no order can matter, none is swapped.
 """
 
+import math
 from collections.abc import Sequence
 
 from solon.engines.base import Conversation, Engine, Message
 from solon.feedback.base import Judgement, Question, fit_to_context, judged, sigmoid
-from solon.feedback.options import RATINGS, probabilities
+from solon.feedback.options import RATINGS, UNTOLD, probabilities
 from solon.templates import fill
 
 _ROOM = 8  # Tokens for a digit behind the question
@@ -36,11 +37,15 @@ class ScoreJudge:
         )
         ratings = iter((rows @ [float(rating) for rating in RATINGS]).tolist())
         return [
-            Judgement(None, problem)
-            if problem
-            else Judgement(sigmoid(next(ratings) - next(ratings)), truncated=truncated)
+            Judgement(None, problem) if problem else _judgement(next(ratings), next(ratings), truncated)
             for _, problem, truncated in fitted
         ]
+
+
+def _judgement(a: float, b: float, truncated: bool) -> Judgement:
+    if math.isnan(a - b):
+        return Judgement(None, UNTOLD, truncated=truncated)
+    return Judgement(sigmoid(a - b), truncated=truncated)
 
 
 def _longer(question: Question) -> Conversation:

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from solon.constitution import Purpose
 from solon.digest import seed_from
-from solon.engines.base import Completion, Message
+from solon.engines.base import Completion, Engine, Message
 from solon.engines.local import LocalEngine, open_engine
+from solon.engines.opening import open_judge_engine
 from solon.errors import RunError
 from solon.feedback.calibration import Calibrated, Calibration
 from solon.feedback.opening import Bench, reopen
@@ -28,19 +29,19 @@ def engine_for(recipe: Recipe, source: ModelSource) -> LocalEngine:
     return open_engine(source, device, pick_dtype(recipe.dtype, device), recipe.batch_tokens)
 
 
-def judge_engine(recipe: Recipe, inputs: Inputs, open_already: LocalEngine | None = None) -> LocalEngine:
+def judge_engine(recipe: Recipe, inputs: Inputs, open_already: LocalEngine | None = None) -> Engine:
     """The judge's engine; the one that is open already if it holds the same model."""
     if open_already is not None and inputs.judge.identity == inputs.base.identity:
         return open_already
-    return engine_for(recipe, inputs.judge)
+    return open_judge_engine(recipe.judge, inputs.judge, recipe.device, recipe.dtype, recipe.batch_tokens)
 
 
-def judge_bench(recipe: Recipe, inputs: Inputs, engine: LocalEngine, purpose: Purpose) -> Bench:
+def judge_bench(recipe: Recipe, inputs: Inputs, engine: Engine, purpose: Purpose) -> Bench:
     """What a judge of the recipe is opened with."""
     return Bench(recipe.judge, inputs.constitution, engine, purpose, recipe.seed)
 
 
-def picked_judge(recipe: Recipe, inputs: Inputs, engine: LocalEngine) -> Calibrated:
+def picked_judge(recipe: Recipe, inputs: Inputs, engine: Engine) -> Calibrated:
     """The judge that the preflight picked, with its calibration."""
     picked = json.loads((inputs.folders["preflight"] / PICKED).read_text(encoding="utf-8"))
     calibration = Calibration.from_dict(picked["calibration"])
