@@ -23,8 +23,10 @@ format: setup          ## apply the format
 	$(BIN)/ruff format src tests bench
 	$(BIN)/ruff check --fix src tests bench
 
-bench: setup           ## measurements, one JSON line a figure
+bench: setup           ## measurements, one JSON line a figure; two of them want public data, see bench/
 	$(BIN)/python bench/refusal_agreement.py
+	$(BIN)/python bench/labels.py
+	$(BIN)/python bench/judges.py
 
 setup: $(STAMP)
 

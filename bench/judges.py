@@ -1,6 +1,6 @@
 """Every judge of the embedded model on human preferences: accuracy, interval, flip rate, calibration.
 
-Run: python bench/judges.py FILE [--limit 300] [--judges linear_probe choice …]
+Run: python bench/judges.py [FILE] [--limit 300] [--judges linear_probe choice …]
 
 FILE has pairs with a known better answer; the README's figures are of Anthropic's hh-rlhf, harmless-base,
 half of its test split. Pairs with an even number were free to be looked at while the judges were built
@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import get_args
 
-from record import report
+from record import RESULTS, report
 
 from solon.constitution import load_constitution
 from solon.feedback.judging import asked_of, ece_after, open_bench
@@ -22,14 +22,43 @@ from solon.feedback.opening import open_judge, timed
 from solon.feedback.pairs import read_pairs
 from solon.judge_settings import JudgeKind
 
+DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data" / "preferences" / "hh_harmless.jsonl.gz"
+
+
+def table() -> str:
+    """The newest figure of every judge as a Markdown table, best first."""
+    lines = (RESULTS / "judges.jsonl").read_text(encoding="utf-8").splitlines()
+    newest = {figure["name"]: figure for figure in map(json.loads, lines)}
+    rows = [
+        "| judge | right | 95 % interval | lengths alike | same position after the swap "
+        "| calibration error, calibrated |",
+        "|---|---|---|---|---|---|",
+    ]
+    for figure in sorted(newest.values(), key=lambda f: -f["solon"]):
+        low, high = figure["ci95"]
+        flips = "no order" if figure["flip_rate"] is None else f"{figure['flip_rate']:.0%}"
+        matched = figure["length_matched"]
+        rows.append(
+            f"| `{figure['name']}` | {figure['solon']:.1%} of {figure['n']} | {low:.1%} to {high:.1%} "
+            f"| {matched['accuracy']:.1%} of {matched['n']} | {flips} "
+            f"| {figure['ece']:.3f}, {figure['ece_calibrated']:.3f} |"
+        )
+    return "\n".join(rows)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, nargs="?", default=DEFAULT)
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--judges", nargs="*", default=list(get_args(JudgeKind)))
     parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--table", action="store_true", help="print the kept figures as a table, and stop")
     options = parser.parse_args()
+    if options.table:
+        print(table())
+        return
+    if not options.file.is_file():
+        raise SystemExit(f"{options.file}: no such file. Give pairs with a known better answer.")
     constitution = load_constitution("harmless")
     pairs = read_pairs(options.file)[0][1::2][: options.limit]
     bench = open_bench(asked_of("embedded", "choice", constitution, "training"))

@@ -9,11 +9,12 @@ of the decidable rows of the first file, those whose answer is not in the second
 were developed.
 """
 
-import json
 import math
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+from record import report
 
 from solon.refusal import is_refusal
 from solon.rowfiles import read_table
@@ -79,11 +80,19 @@ def _key(text: str) -> str:
 def main(folder: Path) -> None:
     files = {name: labelled(folder / name) for name in FILES}
     kept = decidable(files)
-    print(json.dumps({"file": FILES[0], "rows": "unseen", **agreement(unseen(kept))}))
-    for rows, selected in (("decidable", kept), ("all", files)):
+    _report(FILES[0], "unseen", unseen(kept))
+    for selection, selected in (("decidable", kept), ("all", files)):
         for name in FILES:
-            print(json.dumps({"file": name, "rows": rows, **agreement(selected[name])}))
+            _report(name, selection, selected[name])
+
+
+def _report(file: str, selection: str, rows: list[Row]) -> None:
+    found = agreement(rows)
+    report("refusal_agreement", f"{file}: {selection}", found.pop("agreement"), None, None, **found)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT)
+    given = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
+    if not given.is_dir():
+        raise SystemExit(f"{given}: no such folder. Name the one with {' and '.join(FILES)}.")
+    main(given)

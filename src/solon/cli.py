@@ -168,6 +168,10 @@ def judge(
     constitution: Annotated[str, typer.Option(help="A constitution's path, or a shipped name.")] = "harmless",
     purpose: Annotated[str, typer.Option(help="Which principles: training or evaluation.")] = "training",
     limit: Annotated[int | None, typer.Option(min=1, help="Pairs that are read at the most.")] = None,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="The model runs on this server, such as http://127.0.0.1:8000/v1. Repeatable."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override a judge's setting: --set principles=4.", metavar="KEY=VALUE"),
@@ -175,9 +179,10 @@ def judge(
 ) -> None:
     """Measure a judge on pairs with a known better answer."""
     from solon.constitution import load_constitution
-    from solon.feedback.judging import asked_of, check_on_file, open_bench, write_check
+    from solon.feedback.judging import asked_of, at_endpoints, check_on_file, open_bench, write_check
 
-    asked = asked_of(model, kind, load_constitution(constitution), purpose, tuple(set_ or ()))
+    settings = (*at_endpoints(endpoint or ()), *(set_ or ()))
+    asked = asked_of(model, kind, load_constitution(constitution), purpose, settings)
     found = check_on_file(asked, open_bench(asked), data, limit)
     write_check(out, asked, found)
     for line in found.lines():

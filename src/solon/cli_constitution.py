@@ -66,13 +66,17 @@ def run_tests(
     model: Model = "embedded",
     judge: Kind = "linear_probe",
     purpose: Purpose = "training",
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="The model runs on this server, such as http://127.0.0.1:8000/v1. Repeatable."),
+    ] = None,
     failures: Annotated[bool, typer.Option(help="Show the comparisons that the judge got wrong.")] = False,
 ) -> None:
     """Run each principle's worked comparisons as its unit tests, and show a table by principle."""
     from solon.constitution import load_constitution
-    from solon.feedback.judging import asked_of, open_bench, run_unit_tests
+    from solon.feedback.judging import asked_of, at_endpoints, open_bench, run_unit_tests
 
-    asked = asked_of(model, judge, load_constitution(file), purpose)
+    asked = asked_of(model, judge, load_constitution(file), purpose, at_endpoints(endpoint or ()))
     _print_tests(run_unit_tests(asked, open_bench(asked)), failures)
 
 

@@ -194,6 +194,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("label", "finetune"),
         lambda r, _: r.reward.model_dump(),
         lambda r: f"{r.reward.optimiser.epochs} epochs of pairs",
+        version=2,
     ),
     Stage(
         8,

@@ -237,6 +237,25 @@ def _partial_summary(until: int) -> dict[str, Any]:
     return summary
 
 
+def check(
+    kind: str, on: str, accuracy: float, flip_rate: float | None, unscored: dict[str, int]
+) -> dict[str, Any]:
+    """A judge's figures as the preflight keeps them."""
+    return {
+        "kind": kind,
+        "on": on,
+        "accuracy": accuracy,
+        "n": 60,
+        "ci95": [accuracy - 0.1, accuracy + 0.05],
+        "flip_rate": flip_rate,
+        "length_matched": {"accuracy": 0.9, "n": 9, "ci95": [0.6, 1.0]} if flip_rate is None else None,
+        "shorter": 0.55,
+        "longer": 0.45,
+        "ece": 0.0412,
+        "unscored": unscored,
+    }
+
+
 def full_summary() -> dict[str, Any]:
     """A summary in which the judge is at chance and the helpful comparison undecided."""
     names = (
@@ -276,7 +295,16 @@ def full_summary() -> dict[str, Any]:
             "evaluation_accuracy": 0.58,
             "evaluation_n": 24,
             "evaluation_ci95": [0.39, 0.76],
+            "checks": {
+                "choice": [check("choice", "comparisons", 0.52, 0.61, {"an answer is empty": 2})],
+                "linear_probe": [
+                    check("linear_probe", "comparisons", 0.93, None, {}),
+                    check("linear_probe", "<i>pairs</i>.jsonl", 0.61, None, {}),
+                ],
+            },
         },
+        "unscored": {"an answer is empty": 3},
+        "dropped": {"near-tie": 5},
         "principles": effects(("privacy", HOSTILE_ID, "kindness")),
         "filters": {"speaks of the answer": 11, "copied demonstration": 7, "unchanged": 3, "degenerate": 9},
         "revisions": {"total": 128, "usable": 98},

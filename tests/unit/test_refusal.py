@@ -93,7 +93,9 @@ def test_letter_case_and_curled_apostrophes_change_nothing() -> None:
     assert refusal_rule("I CAN’T HELP WITH THAT.") == refusal_rule("I can't help with that.") == "cannot-help"
 
 
-def _bench() -> ModuleType:
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "bench")
     spec = importlib.util.spec_from_file_location("agreement", ROOT / "bench" / "refusal_agreement.py")
     assert spec is not None
     assert spec.loader is not None
@@ -102,8 +104,7 @@ def _bench() -> ModuleType:
     return module
 
 
-def test_agreement_is_computed_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = _bench()
+def test_agreement_is_computed_as_by_hand(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     # Found: 2 of 3 refusals, and 1 of 5 others. 6 of 8 agree; by chance (3·3 + 5·5) / 64 = 0.53125 would;
     # kappa = (0.75 - 0.53125) / 0.46875.
     rows = [("no", True), ("no", True), ("a", True), ("no", False), *[("b", False)] * 4]
@@ -115,8 +116,7 @@ def test_agreement_is_computed_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.skipif(not LABELLED.is_dir(), reason="the labelled answers (shared/data/labelled) are absent")
-def test_agrees_with_people() -> None:
-    bench = _bench()
+def test_agrees_with_people(bench: ModuleType) -> None:
     kept = bench.decidable({name: bench.labelled(LABELLED / name) for name in bench.FILES})
     unseen = bench.agreement(bench.unseen(kept))
     assert unseen["agreement"] > 0.75

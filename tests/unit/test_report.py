@@ -212,6 +212,19 @@ def test_formats() -> None:
     assert spans == ["4 s", "1 min 00 s", "3 min 20 s", "2 h 05 min"]
 
 
+def test_the_judges_that_were_checked_stand_in_a_table(page: str) -> None:
+    part = page.split("The judges' check")[1]
+    rows = re.findall(r"<tr>(.*?)</tr>", part.split("</tbody>")[0].split("<tbody>")[1], re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    assert [row[:3] for row in cells] == [
+        ["linear probe", "comparisons", "93\u202f%"],
+        ["linear probe", "&lt;i&gt;pairs&lt;/i&gt;.jsonl", "61\u202f%"],
+        ["choice", "comparisons", "52\u202f%"],
+    ]
+    assert cells[2][5:] == ["–", "55\u202f%, 45\u202f%", "61\u202f%", "0.041", "2"]
+    assert "3 × an answer is empty, 5 × near-tie." in page
+
+
 # --- what each principle does --------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from solon.records import Written
 from solon.stages.evaluate import describe, win
 from solon.stages.finetune import training_pairs
 from solon.stages.red_team import split_of
-from solon.stages.reward import plan_steps
+from solon.stages.reward import heldout_prompts, plan_steps
 
 
 def _row(text: str, **changes: object) -> Written:
@@ -30,6 +30,14 @@ def _row(text: str, **changes: object) -> Written:
         finish="stop",
     )
     return row.changed(**changes)
+
+
+@given(st.lists(st.text(max_size=3), max_size=40), st.floats(0.01, 0.99))
+def test_the_share_of_prompts_that_test_the_reward_model_is_kept(ids: list[str], share: float) -> None:
+    held = heldout_prompts(ids, share)
+    assert held <= set(ids)
+    assert len(held) == (max(1, round(share * len(set(ids)))) if ids else 0)
+    assert held == heldout_prompts([*reversed(ids), *ids], share)
 
 
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=40), st.integers(1, 9), st.integers(0, 99))

@@ -103,6 +103,11 @@ def asked_of(
     return Asked(settings.kind[0], settings, constitution, purposes[purpose])
 
 
+def at_endpoints(endpoints: Sequence[str]) -> tuple[str, ...]:
+    """The settings by which a judge's model runs on servers; none where no server is named."""
+    return ("engine=http", f"endpoints={json.dumps(list(endpoints))}") if endpoints else ()
+
+
 def open_bench(asked: Asked) -> Bench:
     """The model and all that a judge needs. Errors are those of `solon.models`."""
     source = judge_source(asked.settings, asked.settings.model)

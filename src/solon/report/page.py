@@ -78,6 +78,8 @@ def _context(run: RunData) -> dict[str, Any]:
         "models": [(m, evaluation["models"][m]) for m in MODELS if m in evaluation.get("models", {})],
         "pairwise": evaluation.get("pairwise", []),
         "measures": _measures(run.summary),
+        "checks": _checks(run.summary.get("judge", {})),
+        "labels": _label_counts(run.summary),
         "figures": figures(run),
         "threads": threads(run.revised, THREADS),
         "panels": {
@@ -172,6 +174,39 @@ def _accuracy(name: str, judge: Mapping[str, Any], key: str) -> tuple[str, str, 
         return None
     share, ci95 = wording.percent(judge[f"{key}_accuracy"]), wording.interval(judge[f"{key}_ci95"])
     return name, share, ci95, wording.count(judge[f"{key}_n"])
+
+
+def _checks(judge: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The preflight's figures of every judge that the recipe allows, the picked one's first.
+
+    A row has: judge, measured on, right, interval, n, right where lengths are alike, floors (shorter,
+    longer), same position after the swap, calibration error, unscored.
+    """
+    checks = judge.get("checks", {})
+    kinds = sorted(checks, key=lambda kind: kind != judge.get("kind"))
+    return [_check_row(check) for kind in kinds for check in checks[kind]]
+
+
+def _check_row(check: Mapping[str, Any]) -> tuple[str, ...]:
+    matched = check["length_matched"] or {}
+    floors = f"{wording.percent(check['shorter'])}, {wording.percent(check['longer'])}"
+    return (
+        str(check["kind"]).replace("_", " "),
+        str(check["on"]),
+        wording.percent(check["accuracy"]),
+        wording.interval(check["ci95"]),
+        wording.count(check["n"]),
+        wording.percent(matched.get("accuracy")),
+        floors,
+        wording.percent(check["flip_rate"]),
+        wording.decimal(check["ece"], 3),
+        wording.count(sum(check["unscored"].values())),
+    )
+
+
+def _label_counts(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Labelled pairs that train nothing, by reason."""
+    return [(reason, n) for key in ("unscored", "dropped") for reason, n in summary.get(key, {}).items()]
 
 
 def _stages(run: RunData) -> dict[str, Any]:

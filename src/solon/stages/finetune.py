@@ -1,4 +1,4 @@
-"""Stage 3, fine-tune (SL-CAI): the model learns the revisions (Bai et al. 2022, sec. 3).
+"""Stage 4, fine-tune (SL-CAI): the model learns the revisions (Bai et al. 2022, sec. 3).
 
 Rows are pairs of red-team prompt and revision, mixed with the model's own answers to helpful prompts;
 the loss is on the answer only. Training is TRL's SFTTrainer on rows that are encoded here, with labels

@@ -16,7 +16,7 @@ from solon.digest import seed_from
 from solon.errors import RunError
 from solon.models import ModelSource, load_tokenizer, pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
-from solon.recipe import Recipe, Reward
+from solon.recipe import Recipe
 from solon.records import Label
 from solon.report.statistics import ece, reliability, wilson
 from solon.store import StageResult, Workspace
@@ -69,12 +69,14 @@ def split_pairs(
     """
     settings = recipe.reward
     sides: tuple[list[EncodedPair], list[EncodedPair]] = ([], [])
-    for label in labels:
-        if label.p_a is not None and label.dropped is None:
-            a = encoder.encode(label.prompt, label.a, label.a_finish, settings.max_tokens)
-            b = encoder.encode(label.prompt, label.b, label.b_finish, settings.max_tokens)
-            held = _is_heldout(label.prompt_id, settings)
-            sides[held].append(EncodedPair(label.prompt_id, a.ids, b.ids, label.p_a))
+    usable = [label for label in labels if label.p_a is not None and label.dropped is None]
+    held_out_prompts = heldout_prompts([label.prompt_id for label in usable], settings.heldout)
+    for label in usable:
+        assert label.p_a is not None
+        a = encoder.encode(label.prompt, label.a, label.a_finish, settings.max_tokens)
+        b = encoder.encode(label.prompt, label.b, label.b_finish, settings.max_tokens)
+        held = label.prompt_id in held_out_prompts
+        sides[held].append(EncodedPair(label.prompt_id, a.ids, b.ids, label.p_a))
     if not all(sides):
         raise RunError(
             f"the reward model has {len(sides[0])} training and {len(sides[1])} held-out pairs; "
@@ -83,8 +85,10 @@ def split_pairs(
     return sides
 
 
-def _is_heldout(prompt_id: str, settings: Reward) -> bool:
-    return random.Random(seed_from("reward", prompt_id)).random() < settings.heldout
+def heldout_prompts(prompt_ids: Sequence[str], share: float) -> set[str]:
+    """The prompts whose pairs test the model: `share` of them, those that come first by a hash."""
+    ordered = sorted(set(prompt_ids), key=lambda prompt: seed_from("reward", prompt))
+    return set(ordered[: max(1, round(share * len(ordered)))]) if ordered else set()
 
 
 def _fit(recipe: Recipe, model: RewardModel, pairs: Sequence[EncodedPair], workspace: Workspace) -> Resumable:
