@@ -47,6 +47,11 @@ class Revise(Settings):
     helpful: int = Field(default=48, ge=0, description="Helpful training prompts to answer")
     rounds: int = Field(default=2, ge=1, description="Rounds of critique and revision, a principle each")
     critique: bool = Field(default=True, description="False: revise directly, without a critique")
+    ask: Literal["conversation", "question"] = Field(
+        default="conversation",
+        description="conversation: question, answer and request as turns; question: the request, then the "
+        "question alone, for models too small to rework a text that stands before them",
+    )
     candidates: int = Field(default=1, ge=1, description="Revisions sampled; the judge keeps the best")
     demonstrations: int = Field(default=2, ge=0, description="Worked examples shown, drawn anew each time")
     answer: Sampling = Sampling(max_tokens=64, temperature=0.7, top_p=0.95)

@@ -3,15 +3,16 @@
 Bai et al. 2022, sec. 3.1: a principle is drawn anew each round, from a generator seeded by the prompt
 and the round. Critique and revision are each asked in a conversation (question, answer, request) after
 worked examples of the same shape; the paper's single transcript differs in that the critique is there a
-turn of the model itself. Every text is kept; a filter that rejects a
-revision names its reason, and the next round then builds on the last usable text.
+turn of the model itself. Models too small to rework a text are shown the critique, the request and the
+question alone (`revise.ask: question`). Every text is kept; a filter that rejects a revision names its
+reason, and the next round then builds on the last usable text.
 
 Helpful prompts are answered once and not revised: they keep the fine-tuned model helpful.
 """
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from solon.constitution import Principle, Revised
@@ -122,21 +123,15 @@ class Reviser:
         count = min(self._settings.demonstrations, len(self._demonstrations))
         return tuple(rng.sample(self._demonstrations, count))
 
-    def _talk(self, thread: Thread, draw: Draw, turns: Callable[[Revised], Conversation]) -> Conversation:
-        """The worked examples, each with its `turns`, then the thread's own question and current text."""
-        shown = [
-            turn
-            for example in draw.shown
-            for turn in (*_answered(example.prompt, example.answer), *turns(example))
-        ]
-        return (*shown, *_answered(thread.prompt.text, thread.current.text))
-
     def _critique_talk(self, thread: Thread, draw: Draw) -> Conversation:
         def turns(example: Revised) -> Conversation:
             request = self._constitution.principle(example.principle).critique
-            return (Message("user", request), Message("assistant", example.critique))
+            asked = (*_answered(example.prompt, example.answer), Message("user", request))
+            return (*asked, Message("assistant", example.critique))
 
-        return (*self._talk(thread, draw, turns), Message("user", draw.principle.critique))
+        shown = [turn for example in draw.shown for turn in turns(example)]
+        own = _answered(thread.prompt.text, thread.current.text)
+        return (*shown, *own, Message("user", draw.principle.critique))
 
     def _revision_talk(self, thread: Thread, draw: Draw) -> Conversation:
         """The critique stands in the user's request: as a turn of its own, small models only repeat it."""
@@ -144,10 +139,18 @@ class Reviser:
         def turns(example: Revised) -> Conversation:
             principle = self._constitution.principle(example.principle)
             request = self._revision_request(principle, example.critique)
-            return (Message("user", request), Message("assistant", example.revision))
+            asked = self._asked(example.prompt, example.answer, request)
+            return (*asked, Message("assistant", example.revision))
 
+        shown = [turn for example in draw.shown for turn in turns(example)]
         request = self._revision_request(draw.principle, thread.rows[-1].text)
-        return (*self._talk(thread, draw, turns), Message("user", request))
+        return (*shown, *self._asked(thread.prompt.text, thread.current.text, request))
+
+    def _asked(self, prompt: str, answer: str, request: str) -> Conversation:
+        """The turns that ask for a revision of `answer`."""
+        if self._settings.ask == "question":
+            return (Message("user", fill("revise_question", request=request, prompt=prompt)),)
+        return (*_answered(prompt, answer), Message("user", request))
 
     def _revision_request(self, principle: Principle, critique: str) -> str:
         if not self._settings.critique:
