@@ -6,7 +6,8 @@ Both sides label the same pairs with the same 16 principles in both orders, with
 comparisons before each). The peer is transformers as it is usually called: prompts sorted by length, in
 left-padded batches of 16, one forward pass a prompt, the logits of the last position alone. The pairs are
 cut into slices; each is timed on both sides in turn, and the figure is the median of the slices' ratios.
-The difference of the probabilities is measured on all of them.
+The difference of the probabilities is measured on all of them. In bfloat16 either side is rounded in its own
+way, so both are measured against float32 as well.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from solon.constitution import Principle, load_constitution
 from solon.engines.local import LocalEngine, open_engine
 from solon.feedback.base import Question
 from solon.feedback.choice import ChoiceJudge, swapped
-from solon.feedback.demonstrated import demonstrated
+from solon.feedback.demonstrated import Demonstrated, demonstrated
 from solon.feedback.options import CHOICES
 from solon.models import pick_device, pick_dtype, resolve
 
@@ -93,7 +94,9 @@ def main() -> None:
     judge = ChoiceJudge(engine, shown)
     groups = questions(options.pairs, principles)
     size = -(-len(groups) // options.slices)
-    ours_rate, peer_rate, worst = [], [], 0.0
+    ours_rate, peer_rate = [], []
+    ours_all: Labels = []
+    peer_all: Labels = []
     branched(judge, groups[0][:2])  # warm up both sides
     one_forward_each(engine, judge, groups[0][:2])
     for start in range(0, len(groups), size):
@@ -105,9 +108,8 @@ def main() -> None:
         ended = time.perf_counter()
         ours_rate.append(len(asked) / (middle - began))
         peer_rate.append(len(asked) / (ended - middle))
-        worst = max(
-            worst, *(abs(x - y) for a, b in zip(ours, peer, strict=True) for x, y in zip(a, b, strict=True))
-        )
+        ours_all += ours
+        peer_all += peer
     report(
         "labels",
         "labels_per_second",
@@ -119,9 +121,31 @@ def main() -> None:
         pairs=len(groups),
         principles=PRINCIPLES,
         slices=len(ours_rate),
-        largest_difference=worst,
+        difference=difference(ours_all, peer_all),
         peak_memory_mb=round(peak_memory_mb()),
+        **to_float32(groups, shown, device, ours_all, peer_all) if dtype != torch.float32 else {},
     )
+
+
+def difference(a: Labels, b: Labels) -> dict[str, float]:
+    """Of the probabilities in each order, and of the labels, which are their means over both orders."""
+    orders = [abs(x - y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other, strict=True)]
+    labels = [abs(sum(one) - sum(other)) / 2 for one, other in zip(a, b, strict=True)]
+    return {
+        "largest": max(orders),
+        "mean": statistics.mean(orders),
+        "largest_of_labels": max(labels),
+        "mean_of_labels": statistics.mean(labels),
+    }
+
+
+def to_float32(
+    groups: Sequence[Sequence[Question]], shown: Demonstrated, device: str, ours: Labels, peer: Labels
+) -> dict[str, dict[str, float]]:
+    """How far both sides are from the same probabilities in float32."""
+    judge = ChoiceJudge(open_engine(resolve("embedded"), device, torch.float32, 16384), shown)
+    exact = branched(judge, [question for group in groups for question in group])
+    return {"solon_to_float32": difference(ours, exact), "peer_to_float32": difference(peer, exact)}
 
 
 if __name__ == "__main__":

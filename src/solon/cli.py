@@ -167,6 +167,10 @@ def judge(
     ] = "linear_probe",
     constitution: Annotated[str, typer.Option(help="A constitution's path, or a shipped name.")] = "harmless",
     purpose: Annotated[str, typer.Option(help="Which principles: training or evaluation.")] = "training",
+    principle: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask by this principle and its comparisons alone. Repeatable. Default: all."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Pairs that are read at the most.")] = None,
     endpoint: Annotated[
         list[str] | None,
@@ -182,7 +186,8 @@ def judge(
     from solon.feedback.judging import asked_of, at_endpoints, check_on_file, open_bench, write_check
 
     settings = (*at_endpoints(endpoint or ()), *(set_ or ()))
-    asked = asked_of(model, kind, load_constitution(constitution), purpose, settings)
+    loaded = load_constitution(constitution)
+    asked = asked_of(model, kind, loaded.only(principle) if principle else loaded, purpose, settings)
     found = check_on_file(asked, open_bench(asked), data, limit)
     write_check(out, asked, found)
     for line in found.lines():

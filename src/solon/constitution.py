@@ -7,6 +7,7 @@ identifies the text, whole or in the parts that one stage depends on; every row 
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from solon import shipped
 from solon.digest import digest
-from solon.errors import Problem, ProblemsError
+from solon.errors import Problem, ProblemsError, UsageError
 from solon.yamlfile import Document, Location, load, validate
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
@@ -87,6 +88,26 @@ class Constitution(_Frozen):
     def principle(self, name: str) -> Principle:
         """The principle of that id. Raises KeyError if there is none."""
         return {p.id: p for p in self.principles}[name]
+
+    def only(self, names: Sequence[str]) -> "Constitution":
+        """The same constitution with these principles alone, and the worked examples that are theirs.
+
+        Raises:
+            UsageError: there is no principle of a name.
+        """
+        ids = [p.id for p in self.principles]
+        for name in names:
+            if name not in ids:
+                close = get_close_matches(name, ids, n=1)
+                hint = f"Did you mean `{close[0]}`?" if close else f"There are: {', '.join(ids)}."
+                raise UsageError(f"the constitution {self.name} has no principle `{name}`. {hint}")
+        shown = self.demonstrations
+        kept = Demonstrations(
+            revisions=tuple(r for r in shown.revisions if r.principle in names),
+            comparisons=tuple(c for c in shown.comparisons if c.principle in names),
+        )
+        principles = tuple(p for p in self.principles if p.id in names)
+        return self.model_copy(update={"principles": principles, "demonstrations": kept})
 
     def comparisons(self, purpose: Purpose) -> tuple[Comparison, ...]:
         """The worked comparisons whose principle serves `purpose`."""

@@ -26,6 +26,12 @@ class ProbeSettings(Settings):
         min_length=1,
         description="How far each principle's direction may stray from the common one; 0: not at all",
     )
+    off_topic: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of comparisons that also teach: better than a good answer to another question",
+    )
 
 
 class LikelihoodSettings(Settings):

@@ -131,3 +131,14 @@ def test_draw_follows_weights(tmp_path: Path) -> None:
     # Weights 8, 1, 1 over the three training principles; evaluation principles are never drawn.
     assert set(drawn) == {"p0", "p1", "p2"}
     assert abs(drawn.count("p0") / 2000 - 0.8) < 0.03
+
+
+def test_some_principles_alone_keep_their_own_examples() -> None:
+    whole = load_constitution("harmless")
+    some = whole.only(["cruelty", "vulnerable"])
+    assert [p.id for p in some.principles] == ["cruelty", "vulnerable"]
+    assert {c.principle for c in some.demonstrations.comparisons} == {"cruelty", "vulnerable"}
+    assert {r.principle for r in some.demonstrations.revisions} == {"cruelty"}
+    assert some.digest != whole.digest
+    with pytest.raises(UsageError, match=r"no principle `cruely`\. Did you mean `cruelty`"):
+        whole.only(["cruely"])

@@ -14,7 +14,7 @@ from solon.errors import RunError, UsageError
 from solon.feedback.base import Question, fit_to_context, mean_win, sigmoid
 from solon.feedback.choice import ChoiceJudge
 from solon.feedback.demonstrated import demonstrated
-from solon.feedback.linear_probe import Grid, LinearProbe
+from solon.feedback.linear_probe import Grid, LinearProbe, off_topic_pairs
 from solon.feedback.readout import fit
 
 PRINCIPLE = Principle(id="p", about="a", critique="c", revision="r", question="Which is kinder?")
@@ -251,3 +251,35 @@ def test_what_does_not_fit_is_unscored_and_what_was_cut_is_marked() -> None:
 def test_sigmoid_is_stable(x: float) -> None:
     assert 0.0 <= sigmoid(x) <= 1.0
     assert sigmoid(x) + sigmoid(-x) == pytest.approx(1.0)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 2)), max_size=20),
+    st.floats(0, 1),
+    st.integers(),
+)
+def test_off_topic_pairs_stay_in_their_fold(
+    comparisons: list[tuple[str, int]], share: float, seed: int
+) -> None:
+    prompts, folds = [c[0] for c in comparisons], [c[1] for c in comparisons]
+    pairs = off_topic_pairs(prompts, folds, share, seed)
+    assert pairs == off_topic_pairs(prompts, folds, share, seed)
+    assert len({i for i, _ in pairs}) == len(pairs) <= round(share * len(prompts))
+    assert all(folds[i] == folds[j] and prompts[i] != prompts[j] for i, j in pairs)
+
+
+def _topic_and_kindness(request: ScoreRequest, layer: float) -> list[float]:
+    """Whether the answer has the number of its question, and whether it is kind."""
+    number = request.conversation[-1].content.removeprefix("q")
+    return [float(request.continuation.split()[-1] == number), float(request.continuation.startswith("kind"))]
+
+
+@pytest.mark.parametrize(("share", "preferred"), [(0.0, 0.5), (1.0, 0.9)])
+def test_a_probe_can_be_taught_that_an_answer_belongs_to_its_question(share: float, preferred: float) -> None:
+    """Without off-topic pairs the first feature never differs, and the probe is blind to it."""
+    engine = ScriptedEngine(hidden=_topic_and_kindness)
+    probe = LinearProbe(engine, [_comparison(i) for i in range(24)], ONE, 2, 0, share)
+    [judgement] = probe.compare([Question(PRINCIPLE, "q7", "kind 7", "kind 8")])
+    assert judgement.p_a is not None
+    assert judgement.p_a == pytest.approx(0.5) if share == 0 else judgement.p_a > preferred
+    assert len(probe.held_out()) == 24

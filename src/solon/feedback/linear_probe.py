@@ -4,12 +4,17 @@ Small models cannot say which answer is better, yet their hidden states tell it:
 tokens, about half-way up the network, they are linearly separable into better and worse. A few dozen
 comparisons teach the direction, one forward pass reads an answer, and there is no order to swap.
 
+Fluent text about something else looks like a good answer to such a readout. So a share of the comparisons is
+given a second time with the better answer to another question as the worse one; this is how dense retrievers
+are taught what belongs to a question (Karpukhin et al. 2020, sec. 3.2, negatives from the same batch).
+
 Layer, pooling and strength are chosen by cross-validation. What is reported for the constitution's own
 comparisons is nested: the choice is made anew without the comparisons that it is tested on.
 
 Names carry shapes: n comparisons, L layers, P poolings, D features.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -52,23 +57,33 @@ class Grid:
 
 @dataclass(frozen=True)
 class Taught:
-    """Comparisons as features [n, L, P, D], with their principles and folds."""
+    """Comparisons as features [n, L, P, D], with their principles and folds.
+
+    `real` is False for those that were made of two comparisons: they teach, and test nothing.
+    """
 
     better: Features
     worse: Features
     principles: tuple[str, ...]
     folds: NDArray[np.int64]
+    real: NDArray[np.bool_]
 
     def only(self, kept: NDArray[np.bool_]) -> "Taught":
         names = tuple(p for p, keep in zip(self.principles, kept, strict=True) if keep)
-        return Taught(self.better[kept], self.worse[kept], names, self.folds[kept])
+        return Taught(self.better[kept], self.worse[kept], names, self.folds[kept], self.real[kept])
 
 
 class LinearProbe:
     """A judge that compares the readouts of two answers."""
 
     def __init__(
-        self, engine: ReadableEngine, comparisons: Sequence[Comparison], grid: Grid, folds: int, seed: int
+        self,
+        engine: ReadableEngine,
+        comparisons: Sequence[Comparison],
+        grid: Grid,
+        folds: int,
+        seed: int,
+        off_topic: float = 0.0,
     ) -> None:
         """Choose a setting and fit it. Raises UsageError if there are fewer than `MIN_COMPARISONS`."""
         if len(comparisons) < MIN_COMPARISONS:
@@ -79,7 +94,7 @@ class LinearProbe:
             )
         self._engine = engine
         self._grid = grid
-        self._taught = _teach(engine, comparisons, grid, folds, seed)
+        self._taught = _teach(engine, comparisons, grid, folds, seed, off_topic)
         self.setting = choose(self._taught, grid)
         self._readout = _fit(self._taught, grid, self.setting)
 
@@ -92,16 +107,16 @@ class LinearProbe:
 
         Folds go by prompt, so that two comparisons of one prompt are never on both sides.
         """
-        p_n = np.full(len(self._taught.principles), np.nan)
-        for fold in np.unique(self._taught.folds):
-            test = self._taught.folds == fold
+        taught = self._taught
+        p_n = np.full(len(taught.principles), np.nan)
+        for fold in np.unique(taught.folds):
+            test = taught.folds == fold
             if not test.all():
-                rest = self._taught.only(~test)
+                rest = taught.only(~test)
                 setting = choose(rest, self._grid)
-                p_n[test] = _read(
-                    _fit(rest, self._grid, setting), self._taught.only(test), self._grid, setting
-                )
-        return [float(p) for p in p_n]
+                tested = test & taught.real
+                p_n[tested] = _read(_fit(rest, self._grid, setting), taught.only(tested), self._grid, setting)
+        return [float(p) for p in p_n[taught.real]]
 
     def compare(self, questions: Sequence[Question]) -> list[Judgement]:
         """sigmoid(readout of a - readout of b), by the direction of the question's principle."""
@@ -134,13 +149,45 @@ def _conversation(question: Question) -> Conversation:
 
 
 def _teach(
-    engine: ReadableEngine, comparisons: Sequence[Comparison], grid: Grid, folds: int, seed: int
+    engine: ReadableEngine,
+    comparisons: Sequence[Comparison],
+    grid: Grid,
+    folds: int,
+    seed: int,
+    off_topic: float,
 ) -> Taught:
-    texts = [(c.prompt, text) for c in comparisons for text in (c.better, c.worse)]
-    requests = [ScoreRequest(user(prompt), text) for prompt, text in texts]
+    fold_of = [seed_from(seed, c.prompt) % folds for c in comparisons]
+    made = off_topic_pairs([c.prompt for c in comparisons], fold_of, off_topic, seed)
+    shown = [(c.prompt, c.better, c.worse) for c in comparisons]
+    shown += [(comparisons[i].prompt, comparisons[i].better, comparisons[j].better) for i, j in made]
+    requests = [ScoreRequest(user(prompt), text) for prompt, *texts in shown for text in texts]
     found = engine.hidden_features(requests, grid.layers, grid.poolings)
-    fold_of = np.array([seed_from(seed, c.prompt) % folds for c in comparisons], dtype=np.int64)
-    return Taught(found[::2], found[1::2], tuple(c.principle for c in comparisons), fold_of)
+    sources = [*range(len(comparisons)), *(i for i, _ in made)]
+    return Taught(
+        found[::2],
+        found[1::2],
+        tuple(comparisons[i].principle for i in sources),
+        np.array([fold_of[i] for i in sources], dtype=np.int64),
+        np.arange(len(sources)) < len(comparisons),
+    )
+
+
+def off_topic_pairs(
+    prompts: Sequence[str], folds: Sequence[int], share: float, seed: int
+) -> list[tuple[int, int]]:
+    """(i, j) for a `share` of the comparisons i: the better answer of j, to another prompt, is the worse one.
+
+    Both are of one fold, so that no text of a comparison is seen by the readout that is tested on it. One
+    that has no other prompt in its fold is left out.
+    """
+    rng = random.Random(seed_from(seed, "off topic"))
+    chosen = sorted(rng.sample(range(len(prompts)), round(share * len(prompts))))
+    pairs = []
+    for i in chosen:
+        others = [j for j in range(len(prompts)) if folds[j] == folds[i] and prompts[j] != prompts[i]]
+        if others:
+            pairs.append((i, rng.choice(others)))
+    return pairs
 
 
 def choose(taught: Taught, grid: Grid) -> ProbeSetting:
@@ -159,7 +206,8 @@ def _validation_loss(taught: Taught, grid: Grid, setting: ProbeSetting) -> float
         test = taught.folds == fold
         if not test.all():
             readout = _fit(taught.only(~test), grid, setting)
-            losses.extend(-np.log(np.maximum(_read(readout, taught.only(test), grid, setting), 1e-9)))
+            tested = taught.only(test & taught.real)
+            losses.extend(-np.log(np.maximum(_read(readout, tested, grid, setting), 1e-9)))
     return float(np.mean(losses)) if losses else 0.0
 
 

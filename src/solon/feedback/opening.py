@@ -104,7 +104,7 @@ def _linear_probe(bench: Bench) -> Judge:
     grid = Grid(probe.layers, probe.poolings, probe.l2, probe.own)
     if not isinstance(bench.engine, ReadableEngine):
         raise UsageError(f"linear_probe reads hidden states, which {bench.engine.name} does not show.")
-    return LinearProbe(bench.engine, comparisons, grid, bench.settings.folds, bench.seed)
+    return LinearProbe(bench.engine, comparisons, grid, bench.settings.folds, bench.seed, probe.off_topic)
 
 
 def _choice(bench: Bench) -> Judge:
