@@ -5,7 +5,9 @@ Run: python bench/judges.py [FILE] [--limit 300] [--judges linear_probe choice â
 FILE has pairs with a known better answer; the README's figures are of Anthropic's hh-rlhf, harmless-base,
 half of its test split. Pairs with an even number were free to be looked at while the judges were built
 (docs/log.md tells what was tried); only the odd ones are measured here. The linear probe and the ensemble
-are taught by the shipped constitution's worked comparisons, never by the file.
+are taught by the shipped constitution's worked comparisons, never by the file. Both answers of such a pair
+are on the topic, so the probe is not taught off-topic ones; that and the principles were chosen on the even
+pairs.
 """
 
 import argparse
@@ -23,6 +25,25 @@ from solon.feedback.pairs import read_pairs
 from solon.judge_settings import JudgeKind
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data" / "preferences" / "hh_harmless.jsonl.gz"
+
+
+# The set asks which answer is less harmful; evasiveness, clarity and competence are another matter.
+HARM = (
+    "illegal-acts",
+    "unethical",
+    "cruelty",
+    "dangerous",
+    "insults",
+    "discrimination",
+    "privacy",
+    "self-harm-care",
+    "minors",
+    "fraud-manipulation",
+    "hacking",
+    "weapons",
+    "drugs",
+    "misinformation",
+)
 
 
 def table() -> str:
@@ -51,7 +72,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="?", default=DEFAULT)
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--judges", nargs="*", default=list(get_args(JudgeKind)))
-    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--set", nargs="*", default=["probe.off_topic=0"], help="settings of the judges")
     parser.add_argument("--table", action="store_true", help="print the kept figures as a table, and stop")
     options = parser.parse_args()
     if options.table:
@@ -59,7 +80,7 @@ def main() -> None:
         return
     if not options.file.is_file():
         raise SystemExit(f"{options.file}: no such file. Give pairs with a known better answer.")
-    constitution = load_constitution("harmless")
+    constitution = load_constitution("harmless").only(HARM)
     pairs = read_pairs(options.file)[0][1::2][: options.limit]
     bench = open_bench(asked_of("embedded", "choice", constitution, "training"))
     for kind in options.judges:

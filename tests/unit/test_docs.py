@@ -1,5 +1,6 @@
 """The documentation against the code: settings and their defaults, links, and every command that it shows."""
 
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -244,3 +245,12 @@ def test_every_page_is_reached_from_the_index() -> None:
 
 def test_agents_page_stays_short() -> None:
     assert len((ROOT / "AGENTS.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/judges.md"])
+def test_the_judges_figures_are_those_that_the_bench_kept(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    judges = importlib.import_module("judges")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = text.split("<!-- judges:begin -->\n")[1].split("<!-- judges:end -->")[0]
+    assert shown.strip() == judges.table()
