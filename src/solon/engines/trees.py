@@ -19,7 +19,10 @@ from transformers import DynamicCache
 
 from solon.engines.prefix import extend
 
-TREE_TOKENS = 1024  # Attention within a packed row is quadratic: a wider tree would lose what it saves.
+# Attention within a packed row is quadratic, so a tree may only be as wide as what it saves is worth: rows of
+# a few dozen tokens share little, sixteen questions about one pair of answers nearly all.
+TREE_TOKENS = 1024
+_SHORT_TREE, _ROWS_WIDE = 256, 3
 _WORTH = 8  # Starts shorter than this are not worth a branch: they are a chat template's first tokens.
 
 
@@ -74,7 +77,8 @@ class _Growing:
 
     def takes(self, row: tuple[int, ...], most: int) -> bool:
         shared = _common(self._last, row)
-        return shared >= max(_WORTH, len(row) // 4) and len(self._ids) + len(row) - shared <= most
+        width = min(most, max(_SHORT_TREE, _ROWS_WIDE * len(row)))
+        return shared >= max(_WORTH, len(row) // 4) and len(self._ids) + len(row) - shared <= width
 
     def add(self, index: int, row: tuple[int, ...]) -> None:
         shared = _common(self._last, row)
