@@ -12,6 +12,7 @@ pairs.
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -20,10 +21,11 @@ from record import RESULTS, report
 from solon.constitution import load_constitution
 from solon.feedback.judging import asked_of, ece_after, open_bench
 from solon.feedback.measure import ask, items_of_pairs
-from solon.feedback.opening import open_judge, timed
+from solon.feedback.opening import Bench, open_judge, timed
 from solon.feedback.pairs import read_pairs
 from solon.judge_settings import JudgeKind
 
+SETTINGS = ["probe.off_topic=0"]
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data" / "preferences" / "hh_harmless.jsonl.gz"
 
 
@@ -47,9 +49,10 @@ HARM = (
 
 
 def table() -> str:
-    """The newest figure of every judge as a Markdown table, best first."""
+    """The newest figure of every judge, with the settings that are the default here, best first."""
     lines = (RESULTS / "judges.jsonl").read_text(encoding="utf-8").splitlines()
-    newest = {figure["name"]: figure for figure in map(json.loads, lines)}
+    kept = [figure for figure in map(json.loads, lines) if figure["settings"] == SETTINGS]
+    newest = {figure["name"]: figure for figure in kept}
     rows = [
         "| judge | right | 95 % interval | lengths alike | same position after the swap "
         "| calibration error, calibrated |",
@@ -58,7 +61,7 @@ def table() -> str:
     for figure in sorted(newest.values(), key=lambda f: -f["solon"]):
         low, high = figure["ci95"]
         flips = "no order" if figure["flip_rate"] is None else f"{figure['flip_rate']:.0%}"
-        matched = figure["length_matched"]
+        matched = figure["length_matched"] or {"accuracy": math.nan, "n": 0}
         rows.append(
             f"| `{figure['name']}` | {figure['solon']:.1%} of {figure['n']} | {low:.1%} to {high:.1%} "
             f"| {matched['accuracy']:.1%} of {matched['n']} | {flips} "
@@ -72,7 +75,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="?", default=DEFAULT)
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--judges", nargs="*", default=list(get_args(JudgeKind)))
-    parser.add_argument("--set", nargs="*", default=["probe.off_topic=0"], help="settings of the judges")
+    parser.add_argument("--set", nargs="*", default=SETTINGS, help="settings of the judges")
     parser.add_argument("--table", action="store_true", help="print the kept figures as a table, and stop")
     options = parser.parse_args()
     if options.table:
@@ -85,7 +88,7 @@ def main() -> None:
     bench = open_bench(asked_of("embedded", "choice", constitution, "training"))
     for kind in options.judges:
         asked = asked_of("embedded", kind, constitution, "training", options.set)
-        own = type(bench)(asked.settings, constitution, bench.engine, "training", asked.seed)
+        own = Bench(asked.settings, constitution, bench.engine, "training", asked.seed)
         items = items_of_pairs(pairs, constitution, "training", asked.seed)
         judge = open_judge(kind, own)
         found = timed(kind, options.file.name, own.engine, lambda: ask(judge, items, 0))  # noqa: B023

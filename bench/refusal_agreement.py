@@ -9,7 +9,6 @@ of the decidable rows of the first file, those whose answer is not in the second
 were developed.
 """
 
-import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from record import report
 
 from solon.refusal import is_refusal
+from solon.report.statistics import wilson
 from solon.rowfiles import read_table
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data" / "labelled"
@@ -31,12 +31,6 @@ def labelled(path: Path) -> list[Row]:
     if table.problems:
         raise SystemExit("\n".join(str(problem) for problem in table.problems))
     return [(row.value["assistant_response"], float(row.value["human_score"]) >= 0.5) for row in table.rows]
-
-
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a share, at 95 %."""
-    centre, spread = hits + z * z / 2, z * math.sqrt(hits * (n - hits) / n + z * z / 4)
-    return (centre - spread) / (n + z * z), (centre + spread) / (n + z * z)
 
 
 def agreement(rows: list[Row]) -> dict[str, float | int | list[float] | None]:

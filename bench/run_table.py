@@ -17,7 +17,9 @@ RATES = (
 )
 
 
-def share(value: float, ci95: list[float]) -> str:
+def share(value: float | None, ci95: list[float] | None) -> str:
+    if value is None or ci95 is None:
+        return "nothing scored"
     low, high = ci95
     return f"{100 * value:.0f} % ({100 * low:.0f}–{100 * high:.0f})"
 

@@ -87,13 +87,13 @@ _WORDING_OF: Mapping[JudgeKind, tuple[str, ...]] = {
 
 
 def judge_part(settings: JudgeSettings, constitution: Constitution, purpose: Purpose) -> Any:
-    """What a judge's answers depend on: a probe never reads a principle's wording, others do."""
+    """What a judge's answers depend on: which principles are drawn, and the wordings that its kind reads."""
     fields = sorted({field for kind in settings.all_kinds for field in _WORDING_OF[kind]})
     comparisons = [c.model_dump() for c in constitution.comparisons(purpose)]
     return [
         settings.model_dump(exclude={"allow_weak", "endpoints", "api_key_env"}),
         comparisons,
-        _wordings(constitution.of(purpose), *fields) if fields else None,
+        _wordings(constitution.of(purpose), *fields),
     ]
 
 

@@ -1,6 +1,7 @@
 """Judges: the probe's fit, both orders of the choice, and what cannot be scored."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from solon.constitution import Comparison, Principle
 from solon.engines.base import Message, ScoreRequest
+from solon.engines.local import LocalEngine
 from solon.engines.scripted import ScriptedEngine
 from solon.errors import RunError, UsageError
-from solon.feedback.base import Question, fit_to_context, mean_win, sigmoid
+from solon.feedback.base import Judgement, Question, fit_to_context, mean_win, sigmoid
 from solon.feedback.choice import ChoiceJudge
 from solon.feedback.demonstrated import demonstrated
 from solon.feedback.linear_probe import Grid, LinearProbe, off_topic_pairs
@@ -186,10 +188,35 @@ def test_choice_shows_the_better_answer_in_both_places() -> None:
         assert f"Answer {mark}: kind" in turn.content
 
 
-def test_options_that_look_the_same_are_an_error() -> None:
-    engine = ScriptedEngine(logprobs=lambda r: [-1.0])
-    with pytest.raises(RunError, match="cannot tell the options"):
+class _Blind:
+    """A tokenizer that writes every short text as its unknown token."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: str, **settings: Any) -> Any:
+        return {"input_ids": [1]}
+
+
+def test_options_that_a_tokenizer_writes_alike_are_an_error(tiny_engine: LocalEngine) -> None:
+    engine = LocalEngine(tiny_engine.model, _Blind(tiny_engine.tokenizer), "blind")
+    with pytest.raises(RunError, match=r"blind cannot tell the options \(A\) \(B\) apart"):
         ChoiceJudge(engine, demonstrated([], [], 0, 0)).compare([Question(PRINCIPLE, "q", "kind", "rude")])
+
+
+def test_options_that_are_equally_likely_are_a_tie() -> None:
+    judge = ChoiceJudge(ScriptedEngine(logprobs=lambda r: [-1.0]), demonstrated([], [], 0, 0))
+    [judgement] = judge.compare([Question(PRINCIPLE, "q", "kind", "rude")])
+    assert (judgement.p_a, judgement.flipped) == (0.5, False)
+
+
+def test_a_judgement_that_is_no_probability_is_an_error() -> None:
+    for p in (math.nan, -0.1, 1.1):
+        with pytest.raises(RunError, match="no numbers"):
+            Judgement(p)
 
 
 def test_a_logprob_that_is_no_number_is_an_error() -> None:
@@ -214,6 +241,13 @@ def test_mean_win_ranks() -> None:
     assert sorted(range(3), key=lambda i: -scored[i]) == [1, 2, 0]
 
 
+class _Letters(ScriptedEngine):
+    """Every letter is a token."""
+
+    def length(self, conversation: tuple[Message, ...]) -> int:
+        return sum(len(m.content) for m in conversation)
+
+
 def _fitted(question: Question, context: int) -> tuple[Question, str | None, bool]:
     return fit_to_context(question, ScriptedEngine(context=context), lambda q: q.conversation, room=3)
 
@@ -224,10 +258,16 @@ def test_a_conversation_is_cut_from_the_left() -> None:
     question = Question(PRINCIPLE, "five six seven eight", "a", "b", history)
     assert _fitted(question, 11) == (question, None, False)
     cut, problem, truncated = _fitted(question, 9)
-    assert (problem, truncated) == (None, True)
-    assert cut.history == history[1:]
+    # The assistant's turn goes with the user's before it: a conversation begins with the user.
+    assert (cut.history, cut.prompt, problem, truncated) == ((), "five six seven eight", None, True)
+    longer = Question(PRINCIPLE, "five", "a", "b", (*history, Message("user", "six"), history[1]))
+    assert _fitted(longer, 8)[0].history == longer.history[2:]
     cut, problem, truncated = _fitted(question, 5)
     assert (cut.history, cut.prompt, problem, truncated) == ((), "seven eight", None, True)
+    no_spaces = fit_to_context(
+        Question(PRINCIPLE, "你好世界" * 4, "a", "b"), _Letters(context=11), lambda q: q.conversation, room=3
+    )
+    assert (no_spaces[0].prompt, no_spaces[2]) == ("你好世界" * 2, True)
     assert _fitted(question, 3)[1] == "the answers alone do not fit into the judge's context"
 
 

@@ -53,6 +53,11 @@ def test_options_are_read_however_tokens_cut_them(places: list[TopLogprobs]) -> 
     assert read_options(places, CHOICES) == pytest.approx((-0.5, -1.5))
 
 
+def test_a_number_is_not_its_first_digit() -> None:
+    place = TopLogprobs("10", (("10", -0.1), ("1", -3.0), ("2", -4.0)))
+    assert read_options([place], ("1", "2")) == (-3.0, -4.0)
+
+
 def test_tokens_that_mean_the_same_option_are_added_up() -> None:
     top = (("(A)", math.log(0.25)), (" (A", math.log(0.25)), ("(B)", math.log(0.125)))
     read = read_options([TopLogprobs("(A)", top)], CHOICES)
@@ -67,6 +72,8 @@ def test_tokens_that_mean_the_same_option_are_added_up() -> None:
         [TopLogprobs("Both", (("Both", -0.5),))],
         [TopLogprobs("(", (("(", -0.1),))],
         [TopLogprobs("(A)", (("(A)", -0.5), ("(B)", -math.inf)))],
+        # What begins an option here mostly leaves open which: the rest says nothing.
+        [TopLogprobs("The", (("The", -0.5), ("(", -1.0), ("(A)", -9.0), ("(B)", -8.0)))],
     ],
 )
 def test_an_option_that_is_not_told_is_never_made_up(places: list[TopLogprobs]) -> None:
@@ -109,11 +116,25 @@ def test_the_key_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatc
     assert "s3cret" not in repr(vars(engine))
 
 
+@pytest.mark.parametrize("key", ["s3cret\n", " s3cret "])
+def test_the_key_is_in_no_message(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOLON_API_KEY", key)
+    with serving(lambda asked: Answer(f"{asked.authorization} is wrong", 401)) as server:
+        with pytest.raises(RunError, match="Bearer … is wrong") as found:
+            _engine(server.url).generate([GenerateRequest(user("q"), Sampling(), 0)])
+        assert server.asked[0].authorization == "Bearer s3cret"
+    assert "s3cret" not in str(found.value)
+    monkeypatch.setenv("SOLON_API_KEY", "sécret")
+    with pytest.raises(UsageError, match="characters that no key has"):
+        _engine(server.url).generate([GenerateRequest(user("q"), Sampling(), 0)])
+
+
 @pytest.mark.parametrize(
     ("fault", "wait"),
     [
         (Answer("busy", 429, {"Retry-After": "7"}), 7.0),
         (Answer("busy", 429, {"Retry-After": "9999"}), 60.0),
+        (Answer("busy", 429, {"Retry-After": "-1"}), None),
         (Answer("down", 503), None),
         (Answer('{"choices": [', 200), None),
         (Answer("[]", 200), None),
@@ -135,7 +156,7 @@ def test_a_server_that_stays_down_is_named() -> None:
     with serving(lambda asked: Answer("down", 500)) as server:
         engine = _engine(server.url)
         with pytest.raises(
-            RunError, match=r"127\.0\.0\.1.*no usable answer in 6 attempts \(status 500: down"
+            RunError, match=r"no usable answer in 6 attempts: http://127\.0\.0\.1.*status 500: down"
         ):
             engine.generate([GenerateRequest(user("q"), Sampling(), 0)])
     with pytest.raises(RunError, match="Check that the server is up"):
@@ -145,7 +166,7 @@ def test_a_server_that_stays_down_is_named() -> None:
 @pytest.mark.parametrize(("status", "text"), [(404, "no model m"), (401, "no key"), (400, "too long")])
 def test_a_refusal_is_not_asked_again(status: int, text: str) -> None:
     with serving(lambda asked: Answer(text, status)) as server:
-        with pytest.raises(RunError, match=f"refused, status {status}: {text}"):
+        with pytest.raises(RunError, match=f"refused, http://127.*status {status}: {text}"):
             _engine(server.url).generate([GenerateRequest(user("q"), Sampling(), 0)])
         assert len(server.asked) == 1
 
@@ -157,7 +178,7 @@ def test_a_server_of_another_kind_is_named(body: dict[str, Any]) -> None:
 
 
 def test_addresses_are_checked() -> None:
-    for endpoints in ([], ["127.0.0.1:8000"]):
+    for endpoints in ([], ["127.0.0.1:8000"], ["http://127.0.0.1:80OO/v1"], ["http://"]):
         with pytest.raises(UsageError, match="Give addresses such as http"):
             HttpEngine(endpoints, "m")
 
@@ -196,6 +217,56 @@ def test_scores_over_http_are_those_of_the_local_model(tiny_engine: LocalEngine)
         found = _engine(server.url).score(requests)
     for ours, local in zip(found, tiny_engine.score(requests), strict=True):
         assert ours.logprobs == pytest.approx(local.logprobs, abs=1e-4)
+
+
+def test_one_error_stops_what_has_not_begun() -> None:
+    def answer(asked: Asked) -> Answer:
+        wrong = asked.body["messages"][0]["content"] == "0"
+        return Answer("no", 401) if wrong else Answer("busy", 503)
+
+    with serving(answer) as server:
+        engine = HttpEngine([server.url], "m")
+        with pytest.raises(RunError, match="refused"):
+            engine.generate([GenerateRequest(user(str(i)), Sampling(), 0) for i in range(200)])
+        assert len(server.asked) < 100
+
+
+def test_a_failing_server_leaves_the_work_to_the_others() -> None:
+    with (
+        serving(lambda asked: Answer("down", 500)) as down,
+        serving(lambda asked: Answer(message("x"))) as up,
+    ):
+        engine = HttpEngine([down.url, up.url], "m", pause=lambda seconds: None)
+        done = engine.generate([GenerateRequest(user("q"), Sampling(), i) for i in range(8)])
+    assert [completion.text for completion in done] == ["x"] * 8
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [None, None, {"5": {"logprob": -1.0}}],
+        [None, {"5": {"logprob": math.nan}}],
+        [None, {"5": {}}],
+        [None, {}],
+        [None, "x"],
+    ],
+)
+def test_a_token_without_a_number_is_an_error(rows: list[Any]) -> None:
+    with (
+        serving(lambda asked: Answer({**message("x"), "prompt_logprobs": rows})) as server,
+        pytest.raises(RunError, match="an answer has an unknown form"),
+    ):
+        _engine(server.url).score([ScoreRequest(user("q"), "a")])
+
+
+def test_a_template_that_writes_a_begun_answer_otherwise_is_named() -> None:
+    def answer(asked: Asked) -> Answer:
+        begun = asked.body.get("continue_final_message", False)
+        tokens = ["7", "8", "9"] if begun else ["7", "6"]
+        return Answer({**message("x"), "prompt_logprobs": [None, *({t: {"logprob": -1.0}} for t in tokens)]})
+
+    with serving(answer) as server, pytest.raises(RunError, match="cannot be told apart"):
+        _engine(server.url).score([ScoreRequest(user("q"), "a")])
 
 
 def test_a_server_without_prompt_logprobs_is_named() -> None:
@@ -259,6 +330,29 @@ def test_without_logprobs_choice_is_an_error_and_thinking_reads_the_verdict() ->
             ChoiceJudge(_engine(server.url), NOTHING_SHOWN).compare([QUESTION])
         [judgement] = ChainOfThoughtJudge(_engine(server.url), thinking).compare([QUESTION])
     assert judgement.p_a == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    "refusal", ["'logprobs' is not supported with this model", "top_logprobs must be <= 5"]
+)
+def test_a_server_that_refuses_logprobs_leaves_the_verdict_to_the_text(refusal: str) -> None:
+    def answer(asked: Asked) -> Answer:
+        if "logprobs" in asked.body:
+            return Answer(refusal, 400)
+        first = "Answer (A): kind" in asked.body["messages"][0]["content"]
+        return Answer(message(f"The better answer is ({'A' if first else 'B'})."))
+
+    thinking = Thinking(Sampling(max_tokens=20), samples=1, clamp=(0.4, 0.6), seed=0)
+    with serving(answer) as server:
+        [judgement] = ChainOfThoughtJudge(_engine(server.url), thinking).compare([QUESTION])
+    assert judgement.p_a == pytest.approx(0.6)
+
+
+def test_an_empty_reply_is_no_reasoning() -> None:
+    thinking = Thinking(Sampling(max_tokens=20), samples=1, clamp=(0.4, 0.6), seed=0)
+    with serving(lambda asked: Answer(message("", finish="length"))) as server:
+        [judgement] = ChainOfThoughtJudge(_engine(server.url), thinking).compare([QUESTION])
+    assert (judgement.p_a, judgement.unscored) == (None, "no verdict could be read in any reply")
 
 
 def test_thinking_over_http_asks_for_the_option_in_a_turn_of_its_own() -> None:

@@ -93,6 +93,8 @@ def test_one_order_alone_is_no_judgement() -> None:
         ("the BETTER answer is: B", 0.0),
         ("The better answer is (A)? No: the better answer is (B).", 0.0),
         ("The better answer is Apple pie.", None),
+        ("The better answer is a short one.", None),
+        ("The better answer is a polite refusal. The better answer is (B), then.", 0.0),
         ("(A)", None),
         ("", None),
     ],

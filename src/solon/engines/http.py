@@ -8,13 +8,13 @@ judge can answer by reading the text instead.
 The key is read from the environment when a request is sent; it stands in no setting, row or message.
 """
 
+import math
 import os
 import random
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, TypeVar
 
 import httpx2
@@ -27,14 +27,14 @@ from solon.records import Finish
 _ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 60.0
-_SIDE_BY_SIDE = 8  # Requests an endpoint has in flight at the most.
+_SIDE_BY_SIDE = 8  # Requests in flight at the most, for each endpoint.
 _TOP = 20  # The most that OpenAI's interface allows; vLLM's default limit as well.
 _OPTION_TOKENS = 4  # "(A)" is two or three tokens in the vocabularies in use.
 _REPLY_ONLY = "Reply with {options} and nothing else."
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
-Pause = Callable[[float], None]
+Pause = Callable[[float], Any]
 
 
 class HttpEngine:
@@ -49,14 +49,14 @@ class HttpEngine:
         model: str,
         key_env: str = "SOLON_API_KEY",
         timeout: float = 120.0,
-        pause: Pause = time.sleep,
+        pause: Pause | None = None,
     ) -> None:
         """Nothing is asked yet. `timeout` is in seconds a request, `pause` waits between attempts.
 
         Raises:
             UsageError: no endpoint, or one that is no http address.
         """
-        wrong = [url for url in endpoints if not url.startswith(("http://", "https://"))]
+        wrong = [url for url in endpoints if not _is_address(url)]
         if wrong or not endpoints:
             what = f"`{wrong[0]}` is no http address" if wrong else "no endpoint is given"
             raise UsageError(f"judge.endpoints: {what}. Give addresses such as http://127.0.0.1:8000/v1.")
@@ -66,7 +66,8 @@ class HttpEngine:
         self._endpoints = [url.rstrip("/") for url in endpoints]
         self._model = model
         self._key_env = key_env
-        self._pause = pause
+        self._stop = Event()
+        self._pause: Pause = pause or self._stop.wait
         self._lock = Lock()
         self._client = httpx2.Client(timeout=timeout, limits=httpx2.Limits(max_connections=256))
 
@@ -107,113 +108,151 @@ class HttpEngine:
         return self._side_by_side(self._options, requests)
 
     def _side_by_side(
-        self, work: Callable[[Request, str], Result], requests: Sequence[Request]
+        self, work: Callable[[Request, int], Result], requests: Sequence[Request]
     ) -> list[Result]:
-        """Results in the order of the requests; the first error stops those that have not begun."""
+        """Results in the order of the requests; an error, or Ctrl-C, stops all that is not finished.
+
+        `work` is given a request and the number of the endpoint to begin with.
+        """
+        self._stop.clear()
         pool = ThreadPoolExecutor(_SIDE_BY_SIDE * len(self._endpoints))
         try:
-            ends = [self._endpoints[i % len(self._endpoints)] for i in range(len(requests))]
-            return list(pool.map(work, requests, ends))
+            futures = [pool.submit(self._read, work, request, i) for i, request in enumerate(requests)]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            failed = [error for future in futures if future in done and (error := future.exception())]
+            if failed:
+                raise failed[0]
+            return [future.result() for future in futures]
         finally:
+            self._stop.set()
             pool.shutdown(cancel_futures=True)
 
-    def _generate(self, request: GenerateRequest, endpoint: str) -> Completion:
+    def _read(self, work: Callable[[Request, int], Result], request: Request, first: int) -> Result:
+        """The work, its surprises about a reply's form turned into an error that names the server."""
+        try:
+            return work(request, first)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise RunError(f"{self._endpoint(first)}: an answer has an unknown form ({what}).") from error
+
+    def _endpoint(self, number: int) -> str:
+        return self._endpoints[number % len(self._endpoints)]
+
+    def _generate(self, request: GenerateRequest, first: int) -> Completion:
         sampling = request.sampling
         reply = self._ask(
-            endpoint,
+            first,
             _turns(request.conversation),
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=request.seed % 2**31,
         )
-        choice = _choice(reply, endpoint)
+        choice = _choice(reply, self._endpoint(first))
         finish: Finish = "length" if choice.get("finish_reason") == "length" else "stop"
-        text = choice["message"].get("content") or ""
-        return Completion(text.strip(), (), finish, int(_usage(reply).get("prompt_tokens", 0)))
+        text = str(choice["message"].get("content") or "")
+        return Completion(text.strip(), (), finish, int(_usage(reply).get("prompt_tokens") or 0))
 
-    def _options(self, request: OptionRequest, endpoint: str) -> tuple[float, ...] | None:
+    def _options(self, request: OptionRequest, first: int) -> tuple[float, ...] | None:
         turns = _turns(request.conversation)
         if request.start.strip():
             asked = _REPLY_ONLY.format(options=" or ".join(request.options))
             turns += [_turn("assistant", request.start.strip()), _turn("user", asked)]
         asked_for = {"max_tokens": _OPTION_TOKENS, "temperature": 0, "logprobs": True, "top_logprobs": _TOP}
-        reply = self._ask(endpoint, turns, **asked_for)
-        found = (_choice(reply, endpoint).get("logprobs") or {}).get("content")
-        if not found:
-            raise LogprobsUnavailableError(
-                f"{endpoint} returns no log-probabilities of {self._model}. Use a server that does (vLLM, "
-                "SGLang, llama.cpp), or the judge chain_of_thought, which reads the verdict from the text."
-            )
-        return read_options(_top_logprobs(found), request.options)
+        reply = self._ask(first, turns, **asked_for)
+        told = _choice(reply, self._endpoint(first)).get("logprobs") or {}
+        if told.get("content") is None:
+            raise self._no_logprobs("returns no log-probabilities")
+        return read_options(_top_logprobs(told["content"]), request.options)
 
-    def _score(self, request: ScoreRequest, endpoint: str) -> Score:
-        said = [*_turns(request.conversation), _turn("assistant", request.continuation)]
-        whole = self._prompt_logprobs(
-            endpoint, said, add_generation_prompt=False, continue_final_message=True
+    def _no_logprobs(self, what: str) -> LogprobsUnavailableError:
+        return LogprobsUnavailableError(
+            f"{self._endpoints[0]} {what} of {self._model}. Use a server that does (vLLM, SGLang, "
+            "llama.cpp), or the judge chain_of_thought, which reads the verdict from the text."
         )
-        before = self._prompt_logprobs(endpoint, said[:-1], add_generation_prompt=True)
-        answer = whole[len(before) :]
+
+    def _score(self, request: ScoreRequest, first: int) -> Score:
+        said = [*_turns(request.conversation), _turn("assistant", request.continuation)]
+        whole = self._prompt_logprobs(first, said, add_generation_prompt=False, continue_final_message=True)
+        before = self._prompt_logprobs(first, said[:-1], add_generation_prompt=True)
+        if [token for token, _ in whole[: len(before)]] != [token for token, _ in before]:
+            raise RunError(
+                f"{self._endpoint(first)}: the server's chat template writes a begun answer in another way "
+                "than a new one, so the answer's tokens cannot be told apart. Use a local model, or "
+                "another judge."
+            )
+        answer = [logp for _, logp in whole[len(before) :]]
         if not answer:
-            raise RunError(f"{endpoint}: an empty continuation cannot be scored. Leave empty texts out.")
+            raise RunError("an empty continuation cannot be scored. Leave empty texts out.")
         return Score(tuple(answer))
 
-    def _prompt_logprobs(self, endpoint: str, turns: list[dict[str, str]], **how: bool) -> list[float]:
-        """Of every token of the prompt; the first has none and stands as 0."""
-        reply = self._ask(endpoint, turns, max_tokens=1, temperature=0, prompt_logprobs=0, **how)
+    def _prompt_logprobs(
+        self, first: int, turns: list[dict[str, str]], **how: bool
+    ) -> list[tuple[str, float]]:
+        """Id and log-probability of every token of the prompt; the first has none and stands as ("", 0)."""
+        reply = self._ask(first, turns, max_tokens=1, temperature=0, prompt_logprobs=0, **how)
         rows = reply.get("prompt_logprobs")
-        if not isinstance(rows, list):
+        if not isinstance(rows, list) or not rows:
             raise LogprobsUnavailableError(
-                f"{endpoint} does not return the log-probabilities of given texts (`prompt_logprobs`), which "
-                "the judge likelihood stands on. Use vLLM, a local model, or another judge."
+                f"{self._endpoint(first)} does not return the log-probabilities of given texts "
+                "(`prompt_logprobs`), which the judge likelihood stands on. Use vLLM, a local model, or "
+                "another judge."
             )
-        return [0.0 if row is None else _asked_token(row, endpoint) for row in rows]
+        return [("", 0.0), *(_asked_token(row) for row in rows[1:])]
 
-    def _ask(self, endpoint: str, turns: list[dict[str, str]], **settings: Any) -> dict[str, Any]:
+    def _ask(self, first: int, turns: list[dict[str, str]], **settings: Any) -> dict[str, Any]:
         """One chat completion; its usage is counted."""
-        reply = self._post(
-            f"{endpoint}/chat/completions", {"model": self._model, "messages": turns, **settings}
-        )
+        reply = self._post(first, {"model": self._model, "messages": turns, **settings})
         usage = _usage(reply)
         with self._lock:
-            self.tokens_read += int(usage.get("prompt_tokens", 0))
-            self.tokens_generated += int(usage.get("completion_tokens", 0))
+            self.tokens_read += int(usage.get("prompt_tokens") or 0)
+            self.tokens_generated += int(usage.get("completion_tokens") or 0)
         return reply
 
-    def _post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer's JSON; a busy or failing server is asked again, a refusal is not."""
+    def _post(self, first: int, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer's JSON; a busy or failing server is asked again, or the next one, a refusal is not."""
         failed = _Failed("")
         for attempt in range(_ATTEMPTS):
             if attempt:
                 self._pause(_pause_seconds(attempt, failed.wait))
-            found = self._attempt(url, body)
+            if self._stop.is_set():
+                raise RunError("stopped, since another request failed.")
+            found = self._attempt(f"{self._endpoint(first + attempt)}/chat/completions", body)
             if not isinstance(found, _Failed):
                 return found
             failed = found
         raise RunError(
-            f"{url}: no usable answer in {_ATTEMPTS} attempts ({failed.why}). Check that the server is up."
+            f"no usable answer in {_ATTEMPTS} attempts: {failed.why}. Check that the server is up."
         )
 
     def _attempt(self, url: str, body: dict[str, Any]) -> "dict[str, Any] | _Failed":
+        key = self._key()
         try:
-            response = self._client.post(url, json=body, headers=self._headers())
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            response = self._client.post(url, json=body, headers=headers)
         except httpx2.RequestError as error:
-            return _Failed(f"{type(error).__name__} {error}".strip())
-        said = f"status {response.status_code}: {' '.join(response.text.split())[:200]}"
+            return _Failed(f"{url}: {type(error).__name__} {error}".strip())
+        # A server may echo what it was sent: the key must not come back in a message.
+        text = response.text.replace(key, "…") if key else response.text
+        said = f"{url}: status {response.status_code}: {' '.join(text.split())[:200]}"
         if response.status_code == 429 or response.status_code >= 500:
             return _Failed(said, _retry_after(response))
+        if response.status_code == 400 and "logprobs" in text:
+            raise self._no_logprobs("refuses to give log-probabilities")
         if response.status_code != 200:
             fix = f"Check judge.model, the key in {self._key_env}, and whether the text fits its context."
-            raise RunError(f"{url}: refused, {said}. {fix}")
+            raise RunError(f"refused, {said}. {fix}")
         try:
             found = response.json()
         except ValueError:
-            return _Failed("the answer is no JSON")
-        return found if isinstance(found, dict) else _Failed("the answer is no JSON object")
+            return _Failed(f"{url}: the answer is no JSON")
+        return found if isinstance(found, dict) else _Failed(f"{url}: the answer is no JSON object")
 
-    def _headers(self) -> dict[str, str]:
-        key = os.environ.get(self._key_env)
-        return {"Authorization": f"Bearer {key}"} if key else {}
+    def _key(self) -> str:
+        key = os.environ.get(self._key_env, "").strip()
+        if not (key.isascii() and (key.isprintable() or not key)):
+            raise UsageError(f"the key in {self._key_env} holds characters that no key has. Set it anew.")
+        return key
 
 
 @dataclass(frozen=True)
@@ -256,19 +295,30 @@ def _top_logprobs(content: list[dict[str, Any]]) -> list[TopLogprobs]:
     ]
 
 
-def _asked_token(row: dict[str, Any], endpoint: str) -> float:
-    """The log-probability of the token that stands there: with `prompt_logprobs: 0` the only one."""
-    if not row:
-        raise RunError(f"{endpoint}: a token of a given text has no log-probability.")
-    return float(next(iter(row.values()))["logprob"])
+def _asked_token(row: dict[str, Any]) -> tuple[str, float]:
+    """The id and log-probability of the token that stands there: with `prompt_logprobs: 0` the only one."""
+    [(token, told)] = row.items()
+    logp = float(told["logprob"])
+    if not math.isfinite(logp):
+        raise ValueError("a log-probability is no number")
+    return token, logp
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
     """Seconds that the server asks to wait; its other form, a date, is not worth reading here."""
     try:
-        return float(response.headers.get("Retry-After", ""))
+        seconds = float(response.headers.get("Retry-After", ""))
     except ValueError:
         return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 def _pause_seconds(attempt: int, wanted: float | None) -> float:

@@ -144,7 +144,18 @@ class LocalEngine:
         return [Score(tuple(logp.tolist())) for logp in found]
 
     def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
-        """Log-probabilities of options by scoring them. Errors are those of `score`."""
+        """Log-probabilities of options by scoring them.
+
+        Raises:
+            RunError: the tokenizer writes two options with the same tokens; else as in `score`.
+        """
+        for options in dict.fromkeys(request.options for request in requests):
+            written = {tuple(self.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options}
+            if len(written) < len(options):
+                raise RunError(
+                    f"{self.name} cannot tell the options {' '.join(options)} apart: its tokenizer writes "
+                    "them with the same tokens. Use a judge without options: linear_probe or likelihood."
+                )
         return options_by_score(self, requests)
 
     def hidden_features(

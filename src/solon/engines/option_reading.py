@@ -6,8 +6,9 @@ token leaves no more than one option open.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class TopLogprobs:
 def read_options(places: Sequence[TopLogprobs], options: Sequence[str]) -> tuple[float, ...] | None:
     """Log-probability in nats of each option at the place that decides, given the reply before it.
 
-    None where no place decides between all of them: the model said something else, or an option is not
-    among the top ones. Nothing is made up for it.
+    None where no place decides between all of them: an option is not among the top tokens, or most of what
+    begins an option there leaves it open which. Nothing is made up for it.
     """
     said = ""
     for place in places:
@@ -30,20 +31,26 @@ def read_options(places: Sequence[TopLogprobs], options: Sequence[str]) -> tuple
         if sum(_agree(text, option) for option in options) > 1:
             said = text
             continue
-        found = tuple(_mass(said, place, option, options) for option in options)
-        return found if all(math.isfinite(mass) for mass in found) else None
+        found = tuple(_mass(said, place, (option,), options) for option in options)
+        undecided = max((_mass(said, place, some, options) for some in _several(options)), default=-math.inf)
+        # Where most of what begins an option leaves it open, the rest is no measure of the options.
+        told = all(math.isfinite(mass) for mass in found) and undecided <= max(found)
+        return found if told else None
     return None
 
 
-def _mass(said: str, place: TopLogprobs, option: str, options: Sequence[str]) -> float:
-    """Log of the summed probability of the tokens after which only this option is left."""
-    others = [other for other in options if other != option]
+def _several(options: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """All choices of two options and more."""
+    for size in range(2, len(options) + 1):
+        yield from combinations(options, size)
+
+
+def _mass(said: str, place: TopLogprobs, left: Sequence[str], options: Sequence[str]) -> float:
+    """Log of the summed probability of the tokens after which exactly the options of `left` are left."""
     logps = [
         logp
         for token, logp in place.top
-        if _agree(text := (said + token).lstrip(), option)
-        and text
-        and not any(_agree(text, other) for other in others)
+        if (text := (said + token).lstrip()) and [o for o in options if _agree(text, o)] == list(left)
     ]
     top = max(logps, default=-math.inf)
     finite = math.isfinite(top)
@@ -51,5 +58,7 @@ def _mass(said: str, place: TopLogprobs, option: str, options: Sequence[str]) ->
 
 
 def _agree(text: str, option: str) -> bool:
-    """Whether one is the start of the other."""
-    return text.startswith(option) or option.startswith(text)
+    """Whether the text is the start of the option, or the option and what may follow it: "10" is not "1"."""
+    if text.startswith(option):
+        return not text[len(option) : len(option) + 1].isalnum()
+    return option.startswith(text)

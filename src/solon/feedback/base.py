@@ -10,6 +10,7 @@ from typing import Protocol
 
 from solon.constitution import Principle
 from solon.engines.base import Conversation, Engine, Message
+from solon.errors import RunError
 
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "Setting"}
 
@@ -53,6 +54,12 @@ class Judgement:
     disagreement: float | None = None
     truncated: bool = False
     p_raw: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.p_a is not None and not 0.0 <= self.p_a <= 1.0:
+            raise RunError(
+                f"a judge's probability is {self.p_a}: its model computes values that are no numbers."
+            )
 
     @property
     def flipped(self) -> bool | None:
@@ -120,14 +127,24 @@ def fit_to_context(
     fits = engine.context - room - longest
     cut = question
     while engine.length(render(cut)) > fits:
-        words = cut.prompt.split()
         if cut.history:
-            cut = replace(cut, history=cut.history[1:])
-        elif len(words) > 1:
-            cut = replace(cut, prompt=" ".join(words[-(len(words) // 2) :]))
+            cut = replace(cut, history=_later(cut.history))
+        elif len(cut.prompt) > 1:
+            cut = replace(cut, prompt=_second_half(cut.prompt))
         else:
             return question, "the answers alone do not fit into the judge's context", False
     return cut, None, cut is not question
+
+
+def _second_half(text: str) -> str:
+    """The last half of the words; of the characters where there are no spaces between words."""
+    words = text.split()
+    return " ".join(words[-(len(words) // 2) :]) if len(words) > 1 else text[-(len(text) // 2) :]
+
+
+def _later(history: Conversation) -> Conversation:
+    """The history from its next turn of the user on: templates want conversations to begin with one."""
+    return next((history[i:] for i in range(1, len(history)) if history[i].role == "user"), ())
 
 
 def mean_win(judge: Judge, principle: Principle, prompt: str, answers: Sequence[str]) -> list[float | None]:

@@ -21,7 +21,8 @@ from solon.settings import Sampling
 from solon.templates import fill
 
 _LEAD = "The better answer is "
-_VERDICT = re.compile(r"better answer is:?\s*\**\(?([AB])\b", re.IGNORECASE)
+# The letter in capitals: "the better answer is a short one" is no verdict.
+_VERDICT = re.compile(r"(?i:better answer is):?\s*\**\(?([AB])\b")
 _UNREAD = "no verdict could be read in any reply"
 
 
@@ -95,25 +96,26 @@ class ChainOfThoughtJudge:
         return seed_from(self._thinking.seed, order.principle.id, order.dialogue, order.a, order.b, number)
 
     def _verdicts(self, replies: Sequence[tuple[Conversation, str]]) -> list[float | None]:
-        """P(first answer) after each reply."""
-        starts = [(conversation, _reasons(reply)) for conversation, reply in replies]
+        """P(first answer) after each reply; None for an empty one, which has given no reasons."""
+        said = [(conversation, _reasons(reply)) for conversation, reply in replies if reply.strip()]
         try:
-            read = probabilities(self._engine, starts, CHOICES)[:, 0].tolist()
-            return [None if math.isnan(p) else p for p in read]
+            read = iter(probabilities(self._engine, said, CHOICES)[:, 0].tolist())
         except LogprobsUnavailableError:
             return [parse_verdict(reply) for _, reply in replies]
+        found = [next(read) if reply.strip() else math.nan for _, reply in replies]
+        return [None if math.isnan(p) else p for p in found]
 
 
 def parse_verdict(reply: str) -> float | None:
     """1 for (A), 0 for (B), by the last verdict in the text; None if there is none."""
     found = _VERDICT.findall(reply)
-    return None if not found else float(found[-1].upper() == "A")
+    return None if not found else float(found[-1] == "A")
 
 
 def _reasons(reply: str) -> str:
-    """The reply up to its own verdict, with the words that lead to an option."""
-    cut = _VERDICT.search(reply)
-    before = reply if cut is None else reply[: cut.start()]
+    """The reply up to its own, last verdict, with the words that lead to an option."""
+    verdicts = list(_VERDICT.finditer(reply))
+    before = reply[: verdicts[-1].start()] if verdicts else reply
     # "The" of "The better answer is" would stand twice.
     reasons = re.sub(r"\b[Tt]he\s*$", "", before).strip()
     return f"{reasons}\n\n{_LEAD}" if reasons else _LEAD

@@ -63,13 +63,17 @@ def principles_asked(judge: Calibrated, question: Question) -> tuple[Principle, 
     return judge.judge.asked(question) if isinstance(judge.judge, OverPrinciples) else (question.principle,)
 
 
+def by_one_principle(judge: Judge) -> Judge:
+    """The judge that asks about a question's own principle alone."""
+    return judge.judge if isinstance(judge, OverPrinciples) else judge
+
+
 def every_principle(
     judge: Calibrated, principles: Sequence[Principle], pairs: Sequence[tuple[str, str, str]]
 ) -> NDArray[np.float64]:
     """P(a) by each principle alone, [pairs, principles], NaN where unscored; pairs are (prompt, a, b)."""
-    alone = judge.judge.judge if isinstance(judge.judge, OverPrinciples) else judge.judge
     questions = [Question(p, prompt, a, b) for prompt, a, b in pairs for p in principles]
-    judgements = Calibrated(alone, judge.calibration).compare(questions)
+    judgements = Calibrated(by_one_principle(judge.judge), judge.calibration).compare(questions)
     values = [math.nan if j.p_a is None else j.p_a for j in judgements]
     return np.array(values, dtype=np.float64).reshape(len(pairs), len(principles))
 
@@ -81,7 +85,10 @@ class _Moments:
 
 
 def average(judgements: Sequence[Judgement]) -> Judgement:
-    """The mean of the members that scored; their population standard deviation is the disagreement."""
+    """The mean of the members that scored; their population standard deviation is the disagreement.
+
+    One member alone disagrees with nobody: what it said of its own members stays.
+    """
     scored = [j for j in judgements if j.p_a is not None]
     truncated = any(j.truncated for j in judgements)
     if not scored:
@@ -89,7 +96,8 @@ def average(judgements: Sequence[Judgement]) -> Judgement:
     found = _moments([j.p_a for j in scored if j.p_a is not None])
     orders = [j.orders for j in scored if j.orders is not None]
     both = (_moments([o[0] for o in orders]).mean, _moments([o[1] for o in orders]).mean) if orders else None
-    return Judgement(found.mean, None, both, found.deviation, truncated)
+    disagreement = found.deviation if len(scored) > 1 else scored[0].disagreement
+    return Judgement(found.mean, None, both, disagreement, truncated)
 
 
 def _moments(values: Sequence[float]) -> _Moments:

@@ -10,6 +10,7 @@ from solon.engines.opening import open_judge_engine
 from solon.errors import RunError
 from solon.feedback.base import Judge, Question
 from solon.feedback.effects import flipped_share
+from solon.feedback.ensemble import by_one_principle
 from solon.feedback.opening import Bench, open_judge
 from solon.models import judge_source
 from solon.plan import BY_NAME
@@ -50,7 +51,9 @@ def flips(old: Constitution, new: Constitution, run: Path, most: int) -> Iterato
     source = judge_source(recipe.judge, recipe.model)
     engine = open_judge_engine(recipe.judge, source, recipe.device, recipe.dtype, recipe.batch_tokens)
     judges = [
-        open_judge(picked.metrics["kind"], Bench(recipe.judge, c, engine, "training", recipe.seed))
+        by_one_principle(
+            open_judge(picked.metrics["kind"], Bench(recipe.judge, c, engine, "training", recipe.seed))
+        )
         for c in (old, new)
     ]
     kept = {p.id for p in new.of("training")}

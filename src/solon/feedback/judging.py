@@ -16,9 +16,8 @@ from solon.engines.opening import open_judge_engine
 from solon.errors import RunError, UsageError
 from solon.feedback.calibration import Method, fit_calibration
 from solon.feedback.check import Share, share
-from solon.feedback.measure import Item, Result, ask, ask_own, items_of_pairs
+from solon.feedback.measure import Item, Result, ask, ask_own, items_of_file
 from solon.feedback.opening import Bench, Measured, open_judge, timed
-from solon.feedback.pairs import read_pairs
 from solon.judge_settings import JudgeKind, JudgeSettings
 from solon.models import judge_source
 from solon.recipe import apply_override
@@ -92,6 +91,8 @@ def asked_of(
     for override in overrides:
         apply_override(document, override)
     settings = validate(document, JudgeSettings)
+    if len(settings.kind) > 1:
+        raise UsageError("--set kind: name one judge; run the command again for another.")
     purposes: dict[str, Purpose] = {name: name for name in get_args(Purpose)}
     if purpose not in purposes:
         raise UsageError(f"--purpose {purpose}: choose one of {', '.join(purposes)}.")
@@ -122,11 +123,7 @@ def check_on_file(asked: Asked, bench: Bench, data: Path, limit: int | None = No
         UsageError: the file is faulty.
         RunError: nothing could be scored.
     """
-    pairs, left_out = read_pairs(data, limit)
-    if not pairs:
-        reasons = "; ".join(f"{n} × {reason}" for reason, n in left_out.items())
-        raise UsageError(f"{data}: no pair can be used ({reasons}). Give a file with usable pairs.")
-    items = items_of_pairs(pairs, asked.constitution, asked.purpose, asked.seed)
+    items, left_out = items_of_file(data, limit, asked.constitution, asked.purpose, asked.seed)
     judge = open_judge(asked.kind, bench)
     measured = timed(asked.kind, data.name, bench.engine, lambda: ask(judge, items, asked.seed))
     if measured is None:

@@ -66,7 +66,7 @@ class LikelihoodJudge:
             for _, problem, truncated in fitted
         ]
 
-    def held_out(self) -> list[float]:
+    def held_out(self) -> list[float | None]:
         """P(a) of the known questions, each by the reading that the other folds chose."""
         gains = self.gains(self._asked, self._readings) if self._known is None else self._known
         p_n = np.zeros(len(gains))

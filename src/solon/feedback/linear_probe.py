@@ -102,10 +102,11 @@ class LinearProbe:
     def name(self) -> str:
         return f"linear_probe:{self._engine.name}"
 
-    def held_out(self) -> list[float]:
+    def held_out(self) -> list[float | None]:
         """P(better) of each comparison, by a readout whose setting and weights never saw its fold.
 
-        Folds go by prompt, so that two comparisons of one prompt are never on both sides.
+        Folds go by prompt, so that two comparisons of one prompt are never on both sides. None where there is
+        no other fold to fit on.
         """
         taught = self._taught
         p_n = np.full(len(taught.principles), np.nan)
@@ -116,7 +117,7 @@ class LinearProbe:
                 setting = choose(rest, self._grid)
                 tested = test & taught.real
                 p_n[tested] = _read(_fit(rest, self._grid, setting), taught.only(tested), self._grid, setting)
-        return [float(p) for p in p_n[taught.real]]
+        return [None if np.isnan(p) else float(p) for p in p_n[taught.real]]
 
     def compare(self, questions: Sequence[Question]) -> list[Judgement]:
         """sigmoid(readout of a - readout of b), by the direction of the question's principle."""

@@ -3,16 +3,20 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from solon.constitution import Comparison, Constitution, Principle, Purpose
 from solon.digest import seed_from
 from solon.engines.base import Conversation
+from solon.errors import UsageError
 from solon.feedback.base import Judge, Judgement, Question
 from solon.feedback.calibration import Calibrated
 from solon.feedback.ensemble import Ensemble, OverPrinciples, average
-from solon.feedback.pairs import KnownPair
+from solon.feedback.pairs import KnownPair, read_pairs
 from solon.text import words
+
+_ONE_FOLD = "all comparisons fall into one fold"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Result:
 class Taught(Protocol):
     """A judge that is fitted on comparisons: what it says of each when it was not fitted on it."""
 
-    def held_out(self) -> list[float]: ...
+    def held_out(self) -> list[float | None]: ...
 
 
 def items_of(comparisons: Sequence[Comparison], constitution: Constitution) -> list[Item]:
@@ -74,6 +78,21 @@ def items_of_pairs(
         Item(_drawn(constitution, purpose, seed, p), p.prompt, p.chosen, p.rejected, p.source, p.history)
         for p in pairs
     ]
+
+
+def items_of_file(
+    path: Path, limit: int | None, constitution: Constitution, purpose: Purpose, seed: int
+) -> tuple[list[Item], dict[str, int]]:
+    """The pairs of a file as items, and how many records were left out, by reason.
+
+    Raises:
+        UsageError: the file is faulty, or has no usable pair.
+    """
+    pairs, left_out = read_pairs(path, limit)
+    if not pairs:
+        reasons = "; ".join(f"{n} × {reason}" for reason, n in left_out.items())
+        raise UsageError(f"{path}: no pair can be used ({reasons}). Give a file with usable pairs.")
+    return items_of_pairs(pairs, constitution, purpose, seed), left_out
 
 
 def _drawn(constitution: Constitution, purpose: Purpose, seed: int, pair: KnownPair) -> Principle:
@@ -101,13 +120,13 @@ def _held_out(judge: Judge, items: Sequence[Item], seed: int) -> Iterator[Judgem
     if isinstance(judge, Calibrated):
         yield from (judge.calibrate(judgement) for judgement in _held_out(judge.judge, items, seed))
     elif isinstance(judge, OverPrinciples) and isinstance(judge.judge, Taught | Ensemble):
-        # What a fitted judge says by other principles has seen the comparison: its own alone counts.
+        # A fitted judge is checked by each comparison's own principle: that is what the comparison is about.
         yield from _held_out(judge.judge, items, seed)
     elif isinstance(judge, Ensemble):
         columns = [list(_held_out(member, items, seed)) for member in judge.members]
         yield from (average(row) for row in zip(*columns, strict=True))
     elif isinstance(judge, Taught):
-        yield from (Judgement(p) for p in judge.held_out())
+        yield from (Judgement(p, None if p is not None else _ONE_FOLD) for p in judge.held_out())
     else:
         yield from judge.compare([item.question() for item in items])
 

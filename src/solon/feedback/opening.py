@@ -18,8 +18,7 @@ from solon.feedback.demonstrated import demonstrated
 from solon.feedback.ensemble import Ensemble, OverPrinciples
 from solon.feedback.likelihood import LikelihoodJudge, Reading
 from solon.feedback.linear_probe import Grid, LinearProbe
-from solon.feedback.measure import Item, Result, ask, ask_own, items_of, items_of_pairs
-from solon.feedback.pairs import read_pairs
+from solon.feedback.measure import Item, Result, ask, ask_own, items_of, items_of_file
 from solon.feedback.score import ScoreJudge
 from solon.judge_settings import JudgeKind, JudgeSettings
 from solon.records import Checked
@@ -167,9 +166,11 @@ def pick(bench: Bench, check_file: Path | None = None) -> Picked:
     outside = _outside(bench, check_file)
     judges = {kind: open_judge(kind, bench) for kind in dict.fromkeys(bench.settings.kind)}
     measured = {kind: measure(kind, judge, bench, outside) for kind, judge in judges.items()}
-    usable = {kind: sets for kind, sets in measured.items() if sets}
+    wanted = 1 + len(outside)
+    usable = {kind: sets for kind, sets in measured.items() if len(sets) == wanted}
     if not usable:
-        raise RunError("the judge could score none of the constitution's comparisons. Choose another judge.")
+        where = f"the constitution's comparisons{' or of the check file' if outside else ''}"
+        raise RunError(f"no judge could score any of {where}. Choose another judge.")
     best = max(usable, key=lambda kind: _accuracy(usable[kind]))
     results = [result for one in usable[best] for result in one.results]
     return Picked(_calibrated(judges[best], results, bench.settings), best, usable)
@@ -178,8 +179,9 @@ def pick(bench: Bench, check_file: Path | None = None) -> Picked:
 def _outside(bench: Bench, check_file: Path | None) -> dict[str, list[Item]]:
     if check_file is None:
         return {}
-    pairs, _ = read_pairs(check_file, bench.settings.check_pairs)
-    return {check_file.name: items_of_pairs(pairs, bench.constitution, bench.purpose, bench.seed)}
+    most = bench.settings.check_pairs
+    items, _ = items_of_file(check_file, most, bench.constitution, bench.purpose, bench.seed)
+    return {check_file.name: items}
 
 
 def measure(
@@ -206,6 +208,6 @@ def _tokens(engine: Engine) -> int:
 
 
 def _accuracy(sets: Sequence[Measured]) -> float:
-    """Share of all scored items that are right."""
-    total = sum(m.check.n for m in sets)
-    return sum(m.check.accuracy * m.check.n for m in sets) / total
+    """Share of all items that are scored and right: a judge that says little is no better for it."""
+    right = sum(m.check.accuracy * m.check.n for m in sets)
+    return right / sum(len(m.results) for m in sets)

@@ -28,7 +28,7 @@ def probabilities(
     not tell the log-probability of every option.
 
     Raises:
-        RunError: the model gives all options the same tokens, or a log-probability that is no number.
+        RunError: the model writes options with the same tokens, or gives a log-probability that is no number.
         LogprobsUnavailableError: the engine gives no log-probabilities of the options.
     """
     requests = [OptionRequest(conversation, start, tuple(options)) for conversation, start in asked]
@@ -38,11 +38,6 @@ def probabilities(
         raise RunError(f"{engine.name} gives an option a log-probability that is no number.")
     untold = [math.nan] * len(options)
     totals = np.array([untold if row is None else row for row in told]).reshape(len(asked), len(options))
-    if known and all(value == row[0] for row in known for value in row):
-        raise RunError(
-            f"{engine.name} cannot tell the options {' '.join(options)} apart: its tokenizer writes them "
-            "with the same tokens. Use a judge without options: linear_probe or likelihood."
-        )
     shifted = np.exp(totals - totals.max(1, keepdims=True))
     normed: NDArray[np.float64] = shifted / shifted.sum(1, keepdims=True)
     return normed

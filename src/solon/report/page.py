@@ -147,9 +147,10 @@ def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """How well the instruments worked: (what, figure, interval, n)."""
     judge, reward, ppo = (summary.get(key, {}) for key in ("judge", "reward_model", "ppo"))
     kind = str(judge.get("kind", "")).replace("_", " ")
+    other = str(judge.get("evaluation_kind", kind)).replace("_", " ")
     rows = [
         _accuracy(f"Judge of the training pairs ({kind})", judge, "check"),
-        _accuracy(f"Judge of the evaluation ({kind})", judge, "evaluation"),
+        _accuracy(f"Judge of the evaluation ({other})", judge, "evaluation"),
     ]
     if "heldout_accuracy" in reward:
         shares = (wording.percent(reward["heldout_accuracy"]), wording.interval(reward["ci95"]))
