@@ -152,9 +152,9 @@ def write_check(folder: Path, asked: Asked, found: FileCheck) -> None:
     }
     write_atomically(folder / "check.json", json.dumps({**about, "check": found.as_dict()}, indent=1))
     write_rows(folder / "judgements.parquet", Checked, found.measured.rows())
-    write_atomically(
-        folder / "reliability.svg", calibration(found.measured.check.reliability, "Calibration of the judge")
-    )
+    bins = found.measured.check.reliability
+    figure = calibration(bins, "Calibration of the judge", "Known to be better (%)")
+    write_atomically(folder / "reliability.svg", figure)
 
 
 @dataclass(frozen=True)

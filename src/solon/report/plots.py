@@ -127,7 +127,11 @@ def _curve(axes: Axes, values: Sequence[float], colour: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
 
 
-def calibration(bins: Sequence[Numbers], title: str = "Calibration of the reward model") -> str:
+def calibration(
+    bins: Sequence[Numbers],
+    title: str = "Calibration of the reward model",
+    truth: str = "Preferred by the judge (%)",
+) -> str:
     """A reliability diagram with the number of pairs in each bin.
 
     Args:
@@ -150,7 +154,7 @@ def calibration(bins: Sequence[Numbers], title: str = "Calibration of the reward
         for x, y, n in zip(predicted, observed, counts, strict=True):
             top.plot(x, y, "o", color=ink.ACCENT, markersize=4 + 6 * (n / most) ** 0.5, mec=ink.PAPER, mew=1)
         top.set_title(title)
-        top.set_ylabel("Preferred by the judge (%)")
+        top.set_ylabel(truth)
         top.set_ylim(0, 1)
         top.set_xlim(0, 1)
         bottom.bar(predicted, counts, width=0.05, color=ink.ACCENT, alpha=0.55)
