@@ -113,7 +113,7 @@ def test_the_key_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("SOLON_API_KEY", "s3cret")
         engine.generate([GenerateRequest(user("q"), Sampling(), 0)])
     assert [asked.authorization for asked in server.asked] == [None, "Bearer s3cret"]
-    assert "s3cret" not in repr(vars(engine))
+    assert "s3cret" not in repr([vars(engine), vars(engine._client)])
 
 
 @pytest.mark.parametrize("key", ["s3cret\n", " s3cret "])
