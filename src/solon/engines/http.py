@@ -127,8 +127,8 @@ class HttpEngine:
         before = self._prompt_logprobs(first, said[:-1], add_generation_prompt=True)
         if [token for token, _ in whole[: len(before)]] != [token for token, _ in before]:
             raise RunError(
-                f"{self._client.endpoint(first)}: the server's chat template writes a begun answer in another "
-                "way than a new one, so the answer's tokens cannot be told apart. Use a local model, or "
+                f"{self._client.endpoint(first)}: the server's chat template writes a begun answer otherwise "
+                "than a new one, so the answer's tokens cannot be told apart. Use a local model, or "
                 "another judge."
             )
         answer = [logp for _, logp in whole[len(before) :]]
