@@ -7,7 +7,6 @@ identifies the text, whole or in the parts that one stage depends on; every row 
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from solon import shipped
 from solon.digest import digest
-from solon.errors import Problem, ProblemsError, UsageError
+from solon.errors import Problem, ProblemsError, UsageError, did_you_mean
 from solon.yamlfile import Document, Location, load, validate
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
@@ -98,8 +97,7 @@ class Constitution(_Frozen):
         ids = [p.id for p in self.principles]
         for name in names:
             if name not in ids:
-                close = get_close_matches(name, ids, n=1)
-                hint = f"Did you mean `{close[0]}`?" if close else f"There are: {', '.join(ids)}."
+                hint = did_you_mean(name, ids, f"There are: {', '.join(ids)}.")
                 raise UsageError(f"the constitution {self.name} has no principle `{name}`. {hint}")
         shown = self.demonstrations
         kept = Demonstrations(

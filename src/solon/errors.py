@@ -3,7 +3,9 @@
 The command line prints the message alone and exits with `exit_code`; `--debug` shows the traceback.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 
 class SolonError(Exception):
@@ -36,6 +38,12 @@ class Problem:
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         return f"{place}: {self.what}. {self.fix}"
+
+
+def did_you_mean(name: str, known: Sequence[str], otherwise: str) -> str:
+    """The fix for a name that is not known: the one that is most like it, else `otherwise`."""
+    close = get_close_matches(name, known, n=1)
+    return f"Did you mean `{close[0]}`?" if close else otherwise
 
 
 class ProblemsError(UsageError):

@@ -1,9 +1,8 @@
 """Finds the files that come with Solon: constitutions, recipes, prompt sets, prompt texts."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
-from solon.errors import UsageError
+from solon.errors import UsageError, did_you_mean
 
 DATA = Path(__file__).parent / "data"
 
@@ -26,6 +25,5 @@ def find(kind: str, name_or_path: str | Path, suffix: str, beside: Path | None =
         if path.is_file():
             return path
     known = names(kind, suffix)
-    close = get_close_matches(given.stem, known, n=1)
-    hint = f"Did you mean `{close[0]}`?" if close else f"Shipped {kind}: {', '.join(known)}."
+    hint = did_you_mean(given.stem, known, f"Shipped {kind}: {', '.join(known)}.")
     raise UsageError(f"{given}: no such file. {hint}")

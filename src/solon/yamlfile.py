@@ -4,7 +4,6 @@ YAML itself keeps no line numbers after loading and silently lets a repeated key
 files by hand, so both matter. The node tree is read once for the positions, then validated.
 """
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.constructor import ConstructorError
 
-from solon.errors import Problem, ProblemsError, UsageError
+from solon.errors import Problem, ProblemsError, UsageError, did_you_mean
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -193,10 +192,8 @@ def _explain(document: Document, model: type[BaseModel], fault: Any) -> Problem:
 def _suggest(model: type[BaseModel], location: Location) -> str:
     """The known key that is spelled most like the unknown one, at the same depth of the model."""
     known = _keys_at(model, location[:-1])
-    close = get_close_matches(str(location[-1]), known, n=1)
-    if close:
-        return f"Did you mean `{close[0]}`?"
-    return f"Known keys here: {', '.join(sorted(known))}." if known else "Remove it."
+    otherwise = f"Known keys here: {', '.join(sorted(known))}." if known else "Remove it."
+    return did_you_mean(str(location[-1]), list(known), otherwise)
 
 
 def _keys_at(model: Any, path: Location) -> list[str]:
