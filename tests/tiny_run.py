@@ -93,7 +93,14 @@ def recipe(model: Path) -> dict[str, Any]:
         "label": {"pairs": 3, "batch": 4},
         "judge": {"folds": 3},
         "reward": {"heldout": 0.4, "optimiser": optimiser},
-        "reinforce": {"steps": 3, "episodes": 4, "minibatch": 2, "sampling": short},
+        "reinforce": {
+            "steps": 3,
+            "episodes": 4,
+            "minibatch": 2,
+            "sampling": short,
+            "missing_end_score": None,  # It hardly ever ends: all scores would be the same
+            "guard": {"every": 2, "prompts": 4},
+        },
         "evaluate": {"prompts": 4, "helpful": 3, "max_tokens": 8, "bootstrap": 100, "batch": 4},
     }
 

@@ -11,7 +11,16 @@ from solon import recipe as recipes
 from solon.constitution import MIN_COMPARISONS, Constitution, Purpose, dump, load_constitution
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, judge_source, resolve
-from solon.plan import BY_NAME, STAGES, Models, Stage, check_paths, prompt_paths, stage_key
+from solon.plan import (
+    BY_NAME,
+    STAGES,
+    Models,
+    Stage,
+    check_paths,
+    prompt_paths,
+    shaping_path,
+    stage_key,
+)
 from solon.progress import Reporter
 from solon.recipe import Recipe
 from solon.records import Row
@@ -75,6 +84,7 @@ class Run:
         self._judge = judge_source(recipe.judge, recipe.model, fetch)
         prompt_paths(recipe, beside)
         check_paths(recipe, beside)
+        shaping_path(recipe, beside)
         _check_fit(recipe, self.constitution)
         _check_owner(folder, recipe)
 

@@ -72,6 +72,32 @@ def check_paths(recipe: Recipe, beside: Path) -> list[Path]:
     return [found]
 
 
+def shaping_path(recipe: Recipe, beside: Path) -> tuple[Path, str] | None:
+    """File and name of the function that shapes the reward, if the recipe names one.
+
+    Raises:
+        UsageError: it is not written as `file.py:name`, or there is no such file.
+    """
+    if recipe.reinforce.reward is None:
+        return None
+    file, colon, name = recipe.reinforce.reward.rpartition(":")
+    if not (colon and file and name.isidentifier()):
+        raise UsageError(
+            f"reinforce.reward: {recipe.reinforce.reward}: write a file and a function in it, for instance "
+            "rewards.py:brief."
+        )
+    path = Path(file).expanduser()
+    found = path if path.is_absolute() else beside / path
+    if not found.is_file():
+        raise UsageError(f"reinforce.reward: there is no file {found}. Give a path relative to the recipe.")
+    return found, name
+
+
+def _shaping_files(recipe: Recipe, beside: Path) -> list[Path]:
+    found = shaping_path(recipe, beside)
+    return [found[0]] if found else []
+
+
 def _wordings(principles: tuple[Principle, ...], *fields: str) -> list[Any]:
     return [[p.id, p.weight, *(getattr(p, field) for field in fields)] for p in principles]
 
@@ -121,6 +147,36 @@ def _label(recipe: Recipe, constitution: Constitution) -> Any:
 def _evaluate(recipe: Recipe, constitution: Constitution) -> Any:
     questions = _wordings(constitution.of("evaluation"), "question")
     return [recipe.evaluate.model_dump(), questions, judge_part(recipe.judge, constitution, "evaluation")]
+
+
+def _guarded(recipe: Recipe) -> bool:
+    """Whether the judge takes part in reinforcement: PPO's guard asks it."""
+    return "ppo" in recipe.reinforce.algorithm and recipe.reinforce.guard.every > 0
+
+
+def _learns_from(recipe: Recipe) -> tuple[str, ...]:
+    """What the chosen algorithms read beside prompts and the SL model."""
+    algorithms = set(recipe.reinforce.algorithm)
+    names = (
+        ("preflight", _guarded(recipe)),
+        ("label", "dpo" in algorithms),
+        ("reward", bool(algorithms - {"dpo"})),
+    )
+    return tuple(name for name, needed in names if needed)
+
+
+def _reinforce(recipe: Recipe, constitution: Constitution) -> Any:
+    settings = recipe.reinforce.model_dump(exclude={"batch_tokens"})
+    if not _guarded(recipe):
+        return settings
+    questions = _wordings(constitution.of("training"), "question")
+    return [settings, questions, judge_part(recipe.judge, constitution, "training")]
+
+
+def rl_models(recipe: Recipe) -> dict[str, str]:
+    """The names of the run's RL models and the algorithm of each; the first one is the run's own, `rl`."""
+    first, *others = recipe.reinforce.algorithm
+    return {"rl": first, **{name: name for name in others}}
 
 
 def _count_revise(recipe: Recipe) -> str:
@@ -194,15 +250,20 @@ STAGES: tuple[Stage, ...] = (
         _reads("label", "finetune"),
         lambda r, _: r.reward.model_dump(),
         lambda r: f"{r.reward.optimiser.epochs} epochs of pairs",
-        version=2,
+        version=3,
     ),
     Stage(
         8,
         "reinforce",
         Step,
-        _reads("red_team", "finetune", "reward"),
-        lambda r, _: r.reinforce.model_dump(),
-        lambda r: f"{r.reinforce.steps} steps x {r.reinforce.episodes} episodes",
+        lambda r: ("red_team", "finetune", *_learns_from(r)),
+        _reinforce,
+        lambda r: (
+            f"{', '.join(r.reinforce.algorithm)}: {r.reinforce.steps} steps x {r.reinforce.episodes} episodes"
+        ),
+        _shaping_files,
+        judged=_guarded,
+        version=2,
     ),
     Stage(
         9,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from solon.engines.sampling import NextToken, draw, uniforms
+from solon.engines.sampling import Chooser, draw, uniforms
 from solon.settings import Sampling
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
@@ -71,10 +71,10 @@ def test_uniforms_are_a_row_to_a_seed_and_a_short_row_starts_a_long_one() -> Non
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers_are_noticed(temperature: float) -> None:
-    chooser = NextToken(Sampling(temperature=temperature), [0, 1], 3, torch.device("cpu"))
-    ids, scores = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 10)
-    chooser(ids, scores.clone())
+    chooser = Chooser(Sampling(temperature=temperature), [0, 1], torch.device("cpu"))
+    rows, logits = torch.arange(2), torch.zeros(2, 10)
+    chooser(logits.clone(), rows, 0)
     assert not chooser.broken
-    scores[1] = torch.nan
-    chooser(ids, scores)
+    logits[1] = torch.nan
+    chooser(logits, rows, 1)
     assert chooser.broken

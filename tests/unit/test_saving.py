@@ -73,12 +73,12 @@ def test_every_library_has_one_error_and_the_old_folder_stays(
 def test_models_adapters_and_reward_models(tmp_path: Path, tiny_model_folder: Path) -> None:
     source = resolve(str(tiny_model_folder))
     model, tokenizer = load_model(source, "cpu", torch.float32), load_tokenizer(source)
-    adapted = add_adapter(load_model(source, "cpu", torch.float32), Lora(), 0)
+    adapted = add_adapter(load_model(source, "cpu", torch.float32), Lora(), 0, "default")
     reward = new_reward_model(source, "cpu", torch.float32, Lora(), 0)
     calls: list[Callable[[Path], None]] = [
         lambda folder: save_merged(model, tokenizer, folder, torch.float32),
         lambda folder: save_adapter(adapted, folder),
-        reward.save,
+        lambda folder: reward.save(folder, tokenizer),
     ]
     for call in calls:
         with _small_disk(), pytest.raises(RunError, match="cannot be written"):
@@ -96,7 +96,7 @@ def test_a_reward_model_whose_head_finds_no_room(
     monkeypatch.setattr(reward_models, "save_file", full)
     reward = new_reward_model(resolve(str(tiny_model_folder)), "cpu", torch.float32, Lora(), 0)
     with pytest.raises(RunError, match=r"model: cannot be written \(I/O error: No space left"):
-        reward.save(tmp_path / "model")
+        reward.save(tmp_path / "model", load_tokenizer(resolve(str(tiny_model_folder))))
     assert list(tmp_path.iterdir()) == []
 
 

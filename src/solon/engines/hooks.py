@@ -5,20 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from solon.errors import RunError
-
-
-@contextmanager
-def neutral(model: Any) -> Iterator[None]:
-    """Without the model's own generation settings: `generate` would fill in their penalties and cuts."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 @contextmanager

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 from numpy.typing import NDArray
-from transformers import GenerationConfig
 
 from solon.engines.base import (
     Completion,
@@ -27,12 +26,12 @@ from solon.engines.base import (
     ScoreRequest,
     options_by_score,
 )
-from solon.engines.hooks import neutral
-from solon.engines.prefix import prefill
+from solon.engines.decode import decode
 from solon.engines.reader import Reader, TextRow
-from solon.engines.sampling import NextToken
+from solon.engines.sampling import Chooser
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, load_model, load_tokenizer
+from solon.records import Finish
 from solon.settings import Sampling
 from solon.training.batching import budget_batches
 
@@ -98,37 +97,19 @@ class LocalEngine:
                 self._progress(len(batch))
         return [done[index] for index in range(len(requests))]
 
-    @torch.inference_mode()
     def _generate(self, prompts: Sequence[_Prompt], sampling: Sampling) -> list[Completion]:
-        layout, cache = prefill(self.model, [p.ids for p in prompts], self._ends[0])
-        width, device = layout.ids_BT.shape[1], self.model.device
-        chooser = NextToken(sampling, [p.seed for p in prompts], width, device)
-        settings = GenerationConfig(
-            max_new_tokens=sampling.max_tokens,
-            do_sample=False,
-            eos_token_id=list(self._ends),
-            pad_token_id=self._ends[0],
-        )
-        with neutral(self.model):
-            all_BT = self.model.generate(
-                input_ids=layout.ids_BT.to(device),
-                attention_mask=layout.mask_BT.to(device),
-                past_key_values=cache,
-                generation_config=settings,
-                logits_processor=[chooser],
-            )
+        chooser = Chooser(sampling, [p.seed for p in prompts], self.model.device)
+        found = decode(self.model, [p.ids for p in prompts], self._ends, sampling.max_tokens, chooser)
         if chooser.broken:
             raise self._not_numbers()
-        return [self._completion(p, new) for p, new in zip(prompts, all_BT[:, width:].tolist(), strict=True)]
+        return [self._completion(p, ids) for p, ids in zip(prompts, found, strict=True)]
 
-    def _completion(self, prompt: _Prompt, new: list[int]) -> Completion:
-        """Cut behind the first end token: what follows it is padding."""
-        end = next((i for i, token in enumerate(new) if token in self._ends), None)
-        ids = tuple(new if end is None else new[: end + 1])
+    def _completion(self, prompt: _Prompt, ids: Sequence[int]) -> Completion:
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
         self.tokens_generated += len(ids)
         self.tokens_read += len(prompt.ids)
-        return Completion(text, ids, "length" if end is None else "stop", len(prompt.ids))
+        finish: Finish = "stop" if ids[-1] in self._ends else "length"
+        return Completion(text, tuple(ids), finish, len(prompt.ids))
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """Log-probabilities of the continuations' tokens, without an end token.

@@ -34,7 +34,10 @@ def draw(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> tuple[Tens
     Temperature first, then top-p (Holtzman et al. 2020, sec. 3.1), both exact. Every row is computed from
     its own logits alone. A mass that is not finite tells that the logits were not.
     """
-    probs_BV = torch.softmax(logits_BV.float() / sampling.temperature, dim=-1)
+    logits_BV = logits_BV.float()
+    if sampling.temperature != 1.0:
+        logits_BV = logits_BV / sampling.temperature
+    probs_BV = torch.softmax(logits_BV, dim=-1)
     if sampling.top_p == 1.0:
         return _inverse_cdf(probs_BV, uniform_B)
     top_BK, ids_BK = probs_BV.topk(min(_SHORTCUT, probs_BV.shape[-1]), dim=-1)
@@ -64,17 +67,14 @@ def _inverse_cdf(weights_BK: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]
     return index_B1.squeeze(-1), total_B1.squeeze(-1)
 
 
-class NextToken:
-    """A logits processor for `generate` in greedy mode: it leaves one finite logit, that of the drawn token.
+class Chooser:
+    """Chooses the next token of every row; with temperature 0 the most probable one.
 
-    `broken` tells after the loop whether logits were not finite; asking at every token would make a GPU wait.
+    `broken` tells afterwards whether logits were not finite; asking at every token would make a GPU wait.
     """
 
-    def __init__(
-        self, sampling: Sampling, seeds: Sequence[int], prompt_width: int, device: torch.device
-    ) -> None:
+    def __init__(self, sampling: Sampling, seeds: Sequence[int], device: torch.device) -> None:
         self._sampling = sampling
-        self._width = prompt_width
         self._uniform_BT = uniforms(seeds, sampling.max_tokens).float().to(device)
         self._broken = torch.zeros((), dtype=torch.bool, device=device)
 
@@ -82,12 +82,12 @@ class NextToken:
     def broken(self) -> bool:
         return bool(self._broken)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, logits_BV: Tensor, rows_B: Tensor, number: int) -> Tensor:
+        """Token ids [B] of the rows `rows_B`, whose token this is the `number`-th new one."""
         if self._sampling.temperature == 0:
             # A hidden state that is no number makes all of its logits none: one column shows it.
-            self._broken |= scores[:, 0].isnan().any()
-            return scores
-        step = input_ids.shape[1] - self._width
-        chosen_B, mass_B = draw(scores, self._sampling, self._uniform_BT[:, step])
+            self._broken |= logits_BV[:, 0].isnan().any()
+            return logits_BV.argmax(-1)
+        chosen_B, mass_B = draw(logits_BV, self._sampling, self._uniform_BT[rows_B, number])
         self._broken |= ~mass_B.isfinite().all()
-        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen_B.unsqueeze(-1), 0.0)
+        return chosen_B

@@ -23,7 +23,7 @@ from solon.engines.prefix import extend
 # a few dozen tokens share little, sixteen questions about one pair of answers nearly all.
 TREE_TOKENS = 1024
 _SHORT_TREE, _ROWS_WIDE = 256, 3
-_WORTH = 8  # Starts shorter than this are not worth a branch: they are a chat template's first tokens.
+WORTH = 8  # Starts shorter than this are not worth a branch: they are a chat template's first tokens.
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class _Growing:
     def takes(self, row: tuple[int, ...], most: int) -> bool:
         shared = _common(self._last, row)
         width = min(most, max(_SHORT_TREE, _ROWS_WIDE * len(row)))
-        return shared >= max(_WORTH, len(row) // 4) and len(self._ids) + len(row) - shared <= width
+        return shared >= max(WORTH, len(row) // 4) and len(self._ids) + len(row) - shared <= width
 
     def add(self, index: int, row: tuple[int, ...]) -> None:
         shared = _common(self._last, row)
@@ -107,7 +107,7 @@ def common_start(trees: Sequence[Tree], most: int) -> int:
     for tree in trees:
         for path in (tree.paths[0], tree.paths[-1]):
             shared = _common([first.ids[n] for n in first.paths[0]][:shared], [tree.ids[n] for n in path])
-    return shared if shared >= _WORTH else 0
+    return shared if shared >= WORTH else 0
 
 
 @dataclass(frozen=True)

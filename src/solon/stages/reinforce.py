@@ -2,164 +2,164 @@
 
 Every step draws its prompts, samples and minibatches from its own seed, and its state is saved: a killed
 run goes on from the last step. Where this departs from the paper: the critic is a head on the policy's
-own trunk, and the reference is the same trunk with its adapters switched off.
+own trunk (or an adapter that starts as the reward model), and the reference is the same trunk without
+adapters. Under `accelerate launch` every process samples and learns its share of each batch.
+
+With `algorithm` the same prompts and the same reward go to a neighbour of PPO instead, or as well.
 """
 
-import random
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from solon.digest import seed_from
-from solon.engines.base import GenerateRequest
-from solon.engines.local import LocalEngine
-from solon.errors import RunError
-from solon.models import load_model, load_tokenizer, pick_device, pick_dtype, resolve
+from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
+from solon.plan import shaping_path
 from solon.recipe import Recipe
-from solon.records import Prompt
-from solon.stages.common import asks, choose
+from solon.records import Prompt, Step
+from solon.stages.prompting import Sampler, StepSampler, draw_prompts
+from solon.stages.rating import Watch
 from solon.store import StageResult, Workspace
-from solon.training.adapters import add_adapter, save_merged, trainable
-from solon.training.advantages import AdaptiveKL
-from solon.training.batching import minibatches
-from solon.training.encoding import Encoded, Encoder
-from solon.training.policy import Policy
-from solon.training.ppo import evaluate, improve
-from solon.training.resumable import Resumable, anneal
-from solon.training.reward_model import load_reward_model
+from solon.training.adapters import save_merged
+from solon.training.policy import POLICY, Actors, open_actors
+from solon.training.ppo_trainer import PPOTrainer
+from solon.training.ranks import Ranks
+from solon.training.resumable import Resumable
+from solon.training.rollout import Reward
+from solon.training.shaping import load_shaping, shape
 
-_ADAM_EPSILON = 1e-5  # Huang et al. 2022, "The 37 implementation details of PPO", detail 3
-_KL_HORIZON = 10_000  # Episodes over which beta adapts (Ziegler et al. 2019, sec. 2.2)
+SOURCES = ("red_team", "helpful")
+PPO = "solon.ppo"
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
-    trainer = Trainer(recipe, inputs, workspace)
-    trainer.train()
-    dtype = pick_dtype(recipe.dtype, pick_device(recipe.device))
-    save_merged(trainer.policy.model, trainer.tokenizer, workspace.folder / "model", dtype)
-    rows = trainer.state.rows()
-    return StageResult(
-        rows, {"episodes": recipe.reinforce.steps * recipe.reinforce.episodes}, outputs=("model",)
-    )
+    rows, metrics = _ppo(recipe, inputs, workspace, workspace.folder / "model")
+    return StageResult(rows, metrics, outputs=("model",))
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """The answers of one step: encoded episodes, and which of them reached the end token."""
+def _ppo(
+    recipe: Recipe, inputs: Inputs, workspace: Workspace, folder: Path
+) -> tuple[list[Step], dict[str, Any]]:
+    """Train by PPO and save the model into `folder`, unless it is there already."""
+    training = _Training.open(recipe, inputs, workspace)
+    training.run()
+    if training.main:
+        training.save(folder)
+    return training.state.rows(), training.metrics()
 
-    episodes: list[Encoded]
-    finished: list[bool]
 
+@dataclass
+class _Training:
+    """PPO on a recipe: the trainer, its checkpoints and the guard."""
 
-class Trainer:
-    """Policy, reward model and optimiser of one run, and the loop over its steps."""
+    recipe: Recipe
+    workspace: Workspace
+    tokenizer: Any
+    actors: Actors
+    trainer: PPOTrainer
+    state: Resumable
+    watch: Watch
+    ranks: Ranks
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, workspace: Workspace) -> None:
-        self._recipe = recipe
-        self._settings = recipe.reinforce
-        device = pick_device(recipe.device)
-        dtype = pick_dtype(recipe.dtype, device)
+    @classmethod
+    def open(cls, recipe: Recipe, inputs: Inputs, workspace: Workspace) -> "_Training":
+        settings, device = recipe.reinforce, pick_device(recipe.device)
+        accelerator = Accelerator(cpu=device == "cpu")
+        ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.device)
         source = resolve(str(inputs.folders["finetune"] / "model"))
-        self._accelerator = Accelerator(cpu=device == "cpu")
-        self.tokenizer = load_tokenizer(source)
-        self._encoder = Encoder(self.tokenizer)
-        seed = seed_from(recipe.seed, "policy") % 2**31
-        adapted = add_adapter(load_model(source, device, dtype), self._settings.lora, seed)
-        self.policy = Policy(adapted, self._settings.sampling.temperature).to(device).eval()
-        self._engine = LocalEngine(self.policy.causal_model(), self.tokenizer, "rl", recipe.batch_tokens)
-        self._reward = load_reward_model(inputs.folders["reward"] / "model", source, device, dtype)
-        moved = list(trainable(self.policy).values())
-        self._optimiser = torch.optim.AdamW(
-            moved, lr=self._settings.learning_rate, eps=_ADAM_EPSILON, weight_decay=0.0
+        tokenizer = load_tokenizer(source)
+        actors = open_actors(
+            source,
+            inputs.folders["reward"] / "model",
+            tokenizer,
+            settings,
+            str(accelerator.device),
+            pick_dtype(recipe.dtype, device),
+            seed_from(recipe.seed, "policy") % 2**31,
         )
-        self.state = Resumable(workspace, self.policy, self._optimiser)
-        self._prompts = self._draw_prompts(inputs.rows("red_team", Prompt))
-        self._workspace = workspace
+        reward = open_reward(recipe, inputs, actors)
+        rows = inputs.rows("red_team", Prompt)
+        prompts = draw_prompts(recipe, rows, settings.steps * settings.episodes, "prompts")
+        watched = draw_prompts(recipe, rows, settings.guard.prompts, "guard")
+        sampler = Sampler(actors.policy.actor, tokenizer, settings, recipe.batch_tokens)
+        sampler.check([*prompts, *watched])
+        sample = StepSampler(sampler, prompts, recipe, ranks)
+        trainer = PPOTrainer(actors.policy, reward, sample, settings, recipe.seed, SOURCES, ranks)
+        state = Resumable(workspace, trainer.optimiser, "ppo", ranks.rank == 0)
+        watch = Watch(recipe, inputs, sampler, reward, watched, workspace.folder / "checkpoint" / "good")
+        return cls(recipe, workspace, tokenizer, actors, trainer, state, watch, ranks)
 
-    def train(self) -> None:
-        """All steps that are not done yet. Raises RunError at a loss that is no number."""
-        settings = self._settings
+    @property
+    def main(self) -> bool:
+        return self.ranks.rank == 0
+
+    def run(self) -> None:
+        """All steps that are not done yet, or until the guard stops them.
+
+        Raises:
+            RunError: a figure or the reward is no number, the reward is constant, or a process has gone.
+        """
+        steps = self.recipe.reinforce.steps
         first, saved = self.state.resume()
-        beta = float(saved.get("beta", settings.beta))
-        wrapped = self._accelerator.prepare(self.policy)
-        with self._workspace.reporter.task("reinforce", settings.steps, "steps") as advance:
+        self.trainer.restore(saved)
+        if "guard" in saved:
+            self.watch.restore(saved["guard"])
+        elif self.main and self.recipe.reinforce.guard.every:
+            self.watch.begin(self.trainer.optimiser.masters())
+        with self.workspace.reporter.task("reinforce", steps, "steps") as advance:
             advance(first)
-            for step in range(first, settings.steps):
-                beta = self._step(step, beta, wrapped)
+            for step in range(first, steps):
+                if self.watch.stopped:
+                    break
+                self._step(step)
                 advance(1)
 
-    def _step(self, step: int, beta: float, wrapped: torch.nn.Module) -> float:
-        """One rollout and its epochs; the KL coefficient of the next step."""
-        start, settings = time.monotonic(), self._settings
-        anneal(self._optimiser, settings.learning_rate, step, settings.steps)
-        sampled = self._sample(step)
-        scores = self._reward.score([e.ids for e in sampled.episodes])
-        generator = torch.Generator().manual_seed(seed_from(self._recipe.seed, "minibatches", step))
-        plan = [minibatches(settings.episodes, settings.minibatch, generator) for _ in range(settings.epochs)]
-        rollout = evaluate(self.policy, sampled.episodes, sampled.finished, scores, settings, plan[0])
-        metrics = improve(
-            wrapped,
-            self._optimiser,
-            rollout,
-            settings,
-            beta,
-            plan,
-            self._accelerator.backward,
-            self._sum_over_ranks,
-        )
-        tokens = sum(len(e.answer) for e in sampled.episodes)
-        self.state.record(step, "solon.ppo", metrics, tokens, time.monotonic() - start)
-        beta = self._next_beta(beta, metrics["kl"])
-        self.state.save(step + 1, beta=beta)
-        return beta
+    def _step(self, step: int) -> None:
+        start = time.monotonic()
+        done = self.trainer.step(step)
+        self.state.record(step, PPO, done.metrics, done.tokens, time.monotonic() - start, done.timing)
+        if self.watch.due(step + 1):
+            self._check(step + 1)
+        self.state.save(step + 1, **self.trainer.extra(), guard=self.watch.state())
 
-    def _sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
-        """Sums over all processes; they travel on the accelerator's device, as NCCL wants them."""
-        total: torch.Tensor = self._accelerator.reduce(sums.to(self._accelerator.device), "sum")
-        return total.cpu()
+    def _check(self, step: int) -> None:
+        """The main process rates; all learn whether to stop."""
+        stop = 0.0
+        if self.main:
+            found = self.watch.check(step, self.trainer.optimiser.masters())
+            self.workspace.events.write("guard", stage=self.workspace.stage, **found.as_dict())
+            stop = float(found.over_optimised)
+        if self.ranks.max(stop) and not self.main:
+            self.watch.stop()
 
-    def _next_beta(self, beta: float, kl: float) -> float:
-        if self._settings.kl_target is None:
-            return beta
-        controller = AdaptiveKL(self._settings.kl_target, _KL_HORIZON)
-        return controller.next(beta, kl, self._settings.episodes)
+    def save(self, folder: Path) -> None:
+        """Write the trained model, or the best one that the guard has seen if it has stopped."""
+        masters = self.trainer.optimiser.masters()
+        if self.watch.stopped:
+            masters = self.watch.good_tensors()
+        dtype = pick_dtype(self.recipe.dtype, pick_device(self.recipe.device))
+        prefix = "trunk."  # Where the policy's weights lie among those of policy and critic.
+        own = {n.removeprefix(prefix): t for n, t in masters.items() if n.startswith(prefix)}
+        save_merged(self.actors.whole, self.tokenizer, folder, dtype, POLICY, own)
 
-    def _sample(self, step: int) -> Sampled:
-        """Answers of the current policy to the step's prompts, without top-k or top-p."""
-        settings, count = self._settings, self._settings.episodes
-        prompts = [self._prompts[(step * count + i) % len(self._prompts)] for i in range(count)]
-        requests = [
-            GenerateRequest(asks(p.text), settings.sampling, seed_from(self._recipe.seed, "episode", step, i))
-            for i, p in enumerate(prompts)
-        ]
-        completions = self._engine.generate(requests)
-        episodes = [
-            Encoded(self._prompt(p.text), c.token_ids) for p, c in zip(prompts, completions, strict=True)
-        ]
-        return Sampled(episodes, [c.finish == "stop" for c in completions])
+    def metrics(self) -> dict[str, Any]:
+        settings, done = self.recipe.reinforce, len(self.state.rows())
+        found: dict[str, Any] = {"episodes": done * settings.episodes}
+        if self.watch.evidence:
+            found["guard"] = [e.as_dict() for e in self.watch.evidence]
+            found["kept"] = self.watch.good if self.watch.stopped else done
+        return found
 
-    def _prompt(self, text: str) -> tuple[int, ...]:
-        ids = self._encoder.prompt(text)
-        if len(ids) > self._settings.max_prompt_tokens:
-            raise RunError(
-                f"a prompt has {len(ids)} tokens, more than reinforce.max_prompt_tokens="
-                f"{self._settings.max_prompt_tokens}: “{text[:60]}…”. Raise the setting or shorten it."
-            )
-        return ids
 
-    def _draw_prompts(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The order of prompts over the run: red-team and helpful ones mixed in the set proportion."""
-        settings, seed = self._settings, self._recipe.seed
-        total = settings.steps * settings.episodes
-        rng = random.Random(seed_from(seed, "prompts"))
-        red = choose(prompts, "red_team", "train", total, seed)
-        helpful = choose(prompts, "helpful", "train", total, seed) if settings.helpful_share else []
-        mixed = []
-        for index in range(total):
-            source = helpful if rng.random() < settings.helpful_share else red
-            mixed.append(source[index % len(source)])
-        return mixed
+def open_reward(recipe: Recipe, inputs: Inputs, actors: Actors) -> Reward:
+    """The reward model's normalised score, as the recipe's own function shapes it if it names one."""
+
+    def model(episodes: Any) -> Any:
+        return actors.reward.score([e.ids for e in episodes])
+
+    found = shaping_path(recipe, inputs.beside)
+    return shape(model, load_shaping(*found)) if found else model

@@ -21,10 +21,10 @@ from solon.records import Label
 from solon.report.statistics import ece, reliability, wilson
 from solon.store import StageResult, Workspace
 from solon.training.adapters import trainable
-from solon.training.batching import pad_right
 from solon.training.encoding import Encoder
 from solon.training.losses import soft_bradley_terry
-from solon.training.resumable import Resumable, anneal
+from solon.training.optimiser import Optimiser
+from solon.training.resumable import Resumable
 from solon.training.reward_model import RewardModel, new_reward_model
 
 _REFERENCE = 128  # Answers that set mean and deviation: a standard error of the mean below 0.1
@@ -42,14 +42,15 @@ class EncodedPair:
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     source = resolve(str(inputs.folders["finetune"] / "model"))
-    encoder = Encoder(load_tokenizer(source))
+    tokenizer = load_tokenizer(source)
+    encoder = Encoder(tokenizer)
     train, test = split_pairs(inputs.rows("label", Label), encoder, recipe)
     model = _new(recipe, source)
     trainer = _fit(recipe, model, train, workspace)
     answers = sorted({ids for pair in [*train, *test] for ids in (pair.a, pair.b)})
     chosen = random.Random(seed_from(recipe.seed, "reference")).sample(answers, min(_REFERENCE, len(answers)))
     model.normalise_on(chosen)
-    model.save(workspace.folder / "model")
+    model.save(workspace.folder / "model", tokenizer)
     return StageResult(trainer.rows(), held_out(model, test), outputs=("model",))
 
 
@@ -93,16 +94,16 @@ def heldout_prompts(prompt_ids: Sequence[str], share: float) -> set[str]:
 
 def _fit(recipe: Recipe, model: RewardModel, pairs: Sequence[EncodedPair], workspace: Workspace) -> Resumable:
     settings = recipe.reward.optimiser
-    optimiser = torch.optim.AdamW(trainable(model).values(), lr=settings.learning_rate, weight_decay=0.0)
+    optimiser = Optimiser(trainable(model), settings.learning_rate)
     plan = plan_steps([p.prompt_id for p in pairs], settings.batch, settings.epochs, recipe.seed)
-    state = Resumable(workspace, model, optimiser)
+    state = Resumable(workspace, optimiser)
     first, _ = state.resume()
     model.train()
     with workspace.reporter.task("reward", len(plan), "steps") as advance:
         advance(first)
         for step in range(first, len(plan)):
             start = time.monotonic()
-            anneal(optimiser, settings.learning_rate, step, len(plan))
+            optimiser.anneal(step, len(plan))
             metrics, tokens = _step(model, optimiser, [pairs[i] for i in plan[step]], settings.max_grad_norm)
             state.record(step, "solon.reward", metrics, tokens, time.monotonic() - start)
             if (step + 1) % settings.save_every == 0 or step + 1 == len(plan):
@@ -129,23 +130,19 @@ def plan_steps(prompts: Sequence[str], size: int, epochs: int, seed: int) -> lis
 
 
 def _step(
-    model: RewardModel, optimiser: torch.optim.Optimizer, pairs: Sequence[EncodedPair], max_norm: float
+    model: RewardModel, optimiser: Optimiser, pairs: Sequence[EncodedPair], max_norm: float
 ) -> tuple[dict[str, float], int]:
     answers = list(dict.fromkeys(ids for pair in pairs for ids in (pair.a, pair.b)))
     place = {ids: i for i, ids in enumerate(answers)}
-    ids_BT, lengths_B = pad_right(answers, 0)
-    device = model.head.weight.device
-    scores_B = model(ids_BT.to(device), lengths_B.to(device))
+    scores_B = model(answers)
     delta_P = scores_B[[place[p.a] for p in pairs]] - scores_B[[place[p.b] for p in pairs]]
-    p_P = torch.tensor([p.p_a for p in pairs], device=device)
+    p_P = torch.tensor([p.p_a for p in pairs], device=scores_B.device)
     loss = soft_bradley_terry(delta_P, p_P)
     torch.autograd.backward(loss)
-    norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), max_norm)
-    optimiser.step()
-    optimiser.zero_grad()
+    norm = optimiser.step(max_norm)
     agrees = ((delta_P > 0) == (p_P > 0.5)).float().mean()
-    metrics = {"loss": float(loss.detach()), "accuracy": float(agrees), "grad_norm": float(norm)}
-    return metrics, int(lengths_B.sum())
+    metrics = {"loss": float(loss.detach()), "accuracy": float(agrees), "grad_norm": norm}
+    return metrics, sum(len(ids) for ids in answers)
 
 
 def held_out(model: RewardModel, pairs: Sequence[EncodedPair]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on a frozen model, and their merging."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,45 @@ from solon.recipe import Lora
 from solon.saving import saving, writing
 
 
-def lora_config(settings: Lora, task: str | None = "CAUSAL_LM") -> LoraConfig:
+def lora_config(settings: Lora) -> LoraConfig:
     """No dropout: PPO's old and new log-probabilities must be of the same function."""
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
-        task_type=task,
+        task_type="CAUSAL_LM",
     )
 
 
-def add_adapter(model: Any, settings: Lora, seed: int, task: str | None = "CAUSAL_LM") -> PeftModel:
-    """The model with fresh adapters in float32: they start as no change at all (B = 0)."""
+def add_adapter(model: Any, settings: Lora, seed: int, name: str) -> PeftModel:
+    """The model with a fresh adapter of this name, which starts as no change at all (B = 0).
+
+    `model` is a transformers model or one that has adapters already. The adapter computes in the model's own
+    type: `training.optimiser` keeps float32 masters of what it trains.
+    """
     torch.manual_seed(seed)
-    return get_peft_model(model, lora_config(settings, task))
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, lora_config(settings), autocast_adapter_dtype=False)
+        return model
+    return get_peft_model(model, lora_config(settings), adapter_name=name, autocast_adapter_dtype=False)
+
+
+def load_adapter(model: Any, folder: Path, name: str) -> PeftModel:
+    """The model with a saved adapter under a name of its own, in the model's type and frozen.
+
+    Errors are PEFT's and safetensors': OSError, ValueError, KeyError, RuntimeError.
+    """
+    if not isinstance(model, PeftModel):
+        return PeftModel.from_pretrained(model, folder, adapter_name=name, autocast_adapter_dtype=False)
+    model.load_adapter(str(folder), name, autocast_adapter_dtype=False)
+    return model
+
+
+def train_only(model: nn.Module, *adapters: str) -> None:
+    """Let the parameters of these adapters have gradients, and no others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(f".{adapter}." in name for adapter in adapters))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -34,25 +59,32 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def restore(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy saved values into the trainable parameters. Raises KeyError if one is missing."""
-    with torch.no_grad():
-        for name, parameter in trainable(model).items():
-            parameter.copy_(tensors[name])
-
-
-def save_merged(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write a standard Hugging Face folder (safetensors) with the adapters merged into the weights.
+def save_merged(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    adapter: str = "default",
+    masters: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a standard Hugging Face folder (safetensors) with one adapter merged into the weights.
 
     Merged in float32 and rounded once: adding a small low-rank change to rounded weights would lose it.
+    `masters` are trained parameters in float32, which the model may hold in a shorter type, by their names
+    in the transformers model.
     The given model must not be used afterwards.
 
     Raises:
         RunError: the folder cannot be written.
     """
     merged = model.float()
+    with torch.no_grad():
+        inner = merged.get_base_model() if isinstance(merged, PeftModel) else merged
+        for name, parameter in inner.named_parameters():
+            if masters and name in masters:
+                parameter.copy_(masters[name])
     if isinstance(merged, PeftModel):
-        merged = merged.merge_and_unload()
+        merged = merged.merge_and_unload(adapter_names=[adapter])
     merged = merged.to(dtype)
     with saving(folder) as temporary:
         merged.save_pretrained(temporary)
@@ -60,7 +92,7 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) ->
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write adapters in PEFT's format, the same bytes in every run.
+    """Write the adapter named `default` in PEFT's format, the same bytes in every run.
 
     PEFT writes the trunk's path, which is of this machine, a set in an order that differs between
     processes, and a card with neither; all three would make equal runs look different.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from solon.errors import RunError, UsageError
 from solon.training.batching import mask_of
+from solon.training.losses import masked_moments
 
 MAX_KL_ERROR = 0.2
 VARIANCE_FLOOR = 1e-8
@@ -68,25 +69,16 @@ def whiten(
 ) -> Tensor:
     """x scaled to standard deviation 1 over valid tokens, and shifted to mean 0 unless `shift_mean` is false.
 
-    `reduce` maps a vector to its sum over all ranks, so that all ranks share one mean and one (population)
-    variance; every rank must call. It is used twice, for the mean and then for the squares around it,
-    since a difference of two large sums would lose the digits of a small variance.
+    `reduce` as in `losses.masked_moments`: all ranks share one mean and one (population) variance.
     Rewards are whitened without shifting: their sign says whether an episode is worth ending.
 
     Raises:
         ValueError: no token is valid on any rank.
     """
-    mask_BT = mask_BT.bool()
-    total = reduce or _only_rank
-    x_BT = _valid(x_BT.float(), mask_BT)
-    both = total(torch.stack([x_BT.sum(), mask_BT.sum().float()]))
-    if both[1] == 0:
-        raise ValueError("whitening over an empty mask: no answer token is valid on any rank")
-    mean = both[0] / both[1]
-    centred_BT = _valid(x_BT - mean, mask_BT)
-    variance = total(centred_BT.square().sum().reshape(1))[0] / both[1]
+    mean, variance = masked_moments(x_BT, mask_BT, reduce)
+    centred_BT = _valid(x_BT.float() - mean, mask_BT.bool())
     white_BT = centred_BT * torch.rsqrt(variance + VARIANCE_FLOOR)
-    return white_BT if shift_mean else _valid(white_BT + mean, mask_BT)
+    return white_BT if shift_mean else _valid(white_BT + mean, mask_BT.bool())
 
 
 @dataclass(frozen=True)
@@ -147,7 +139,3 @@ def _episodes(lengths_B: Tensor, T: int) -> Tensor:
 
 def _valid(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT, x_BT, torch.zeros_like(x_BT))
-
-
-def _only_rank(sums: Tensor) -> Tensor:
-    return sums

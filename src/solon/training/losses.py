@@ -5,6 +5,8 @@ Names carry shapes: B episodes, T answer tokens (right-padded), P pairs, N posit
 ids. What stands in padded positions never matters. Log-probabilities, entropies and divergences are in nats.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -103,14 +105,19 @@ def token_logprobs(logits_NV: Tensor, ids_N: Tensor, temperature: float) -> Tens
     return logp_NV.gather(-1, ids_N.unsqueeze(-1)).squeeze(-1)
 
 
-def explained_variance(value_BT: Tensor, return_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def explained_variance(
+    value_BT: Tensor,
+    return_BT: Tensor,
+    mask_BT: Tensor,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """1 - Var(return - value) / Var(return) over valid tokens, a scalar without unit.
 
     1: the critic knows the returns up to a constant; 0: it is no better than a constant, which also holds
-    where the returns do not vary; below 0: it is worse.
+    where the returns do not vary; below 0: it is worse. `reduce` as in `advantages.whiten`.
     """
-    variance = _masked_variance(return_BT, mask_BT)
-    unexplained = _masked_variance(return_BT - value_BT, mask_BT)
+    _, variance = masked_moments(return_BT, mask_BT, reduce)
+    _, unexplained = masked_moments(return_BT - value_BT, mask_BT, reduce)
     return torch.where(variance > 0, 1 - unexplained / variance, torch.zeros_like(variance))
 
 
@@ -119,5 +126,28 @@ def _valid(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT.bool(), x_BT, torch.zeros_like(x_BT))
 
 
-def _masked_variance(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    return masked_mean((x_BT - masked_mean(x_BT, mask_BT)).square(), mask_BT)
+def masked_moments(
+    x_BT: Tensor, mask_BT: Tensor, reduce: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and (population) variance of x over valid tokens, two scalars.
+
+    `reduce` maps a vector to its sum over all ranks, so that all share one mean and one variance; every rank
+    must call. It is used twice, for the mean and then for the squares around it, since a difference of two
+    large sums would lose the digits of a small variance.
+
+    Raises:
+        ValueError: no token is valid on any rank.
+    """
+    total = reduce or _only_rank
+    mask_BT = mask_BT.bool()
+    valid_BT = _valid(x_BT.float(), mask_BT)
+    both = total(torch.stack([valid_BT.sum(), mask_BT.sum().float()]))
+    if both[1] == 0:
+        raise ValueError("moments over an empty mask: no answer token is valid on any rank")
+    mean = both[0] / both[1]
+    squares = _valid(valid_BT - mean, mask_BT).square().sum().reshape(1)
+    return mean, total(squares)[0] / both[1]
+
+
+def _only_rank(sums: Tensor) -> Tensor:
+    return sums

@@ -1,19 +1,28 @@
-"""The policy with its value head, on one trunk, and its reference: the same trunk without adapters.
+"""Policy, critic and reference of PPO: views of one trunk, or of two where the policy is trained whole.
 
-Tensor names carry their shape: B episodes, T positions, N answer tokens of the batch laid end to end,
-D width, V vocabulary. Logits exist for answer positions only, never for the prompt's.
+The policy is an adapter and its reference the same trunk without it. The critic is a head on the policy's
+own states (fast), or an adapter of its own that starts as the reward model (faithful to Ziegler et al. 2019,
+sec. 2.1). With `method: full` the policy is a copy of the weights, and a frozen copy serves all others.
+
+Names carry shapes: B episodes, N answer tokens of a batch end to end.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from solon.training.batching import answer_positions, mask_of, pad_right
+from solon.models import ModelSource, load_model
+from solon.recipe import Reinforce
+from solon.training.adapters import add_adapter, load_adapter, train_only
 from solon.training.encoding import Encoded
-from solon.training.losses import entropy, token_logprobs
+from solon.training.reward_model import RewardModel, load_reward_model
+from solon.training.views import View
+
+POLICY, CRITIC, REWARD = "policy", "critic", "reward"
 
 
 @dataclass(frozen=True)
@@ -26,47 +35,88 @@ class Reading:
 
 
 class Policy(nn.Module):
-    """A causal language model with adapters, and a value head that starts at zero.
+    """Actor and critic. The value of a token's state is read before the token is chosen."""
 
-    The value of a token's state is read before the token is chosen, where its logits are read too.
-    """
-
-    def __init__(self, model: Any, temperature: float) -> None:
+    def __init__(self, actor: View, reference: View, temperature: float, critic: View | None = None) -> None:
+        """Without `critic` the value head stands on the actor's states and starts at zero."""
         super().__init__()
-        self.model = model
-        self.value_head = nn.Linear(model.config.hidden_size, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.actor = actor
+        self.reference = reference
+        self.critic = critic
         # Old, new and reference log-probabilities are all of the distribution that was sampled from.
         self._temperature = temperature
+        self.trunk = actor.model
+        self.critic_trunk = critic.model if critic and critic.model is not actor.model else None
+        self.value_head = nn.Linear(actor.model.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.value_head.to(actor.device)
 
-    def forward(self, episodes: Sequence[Encoded]) -> Reading:
-        """Read all answer tokens of the episodes, in order, with gradients."""
-        device = self.value_head.weight.device
-        ids_BT, lengths_B = pad_right([e.ids for e in episodes], 0)
-        ids_BT, lengths_B = ids_BT.to(device), lengths_B.to(device)
-        mask_BT = mask_of(lengths_B, ids_BT.shape[1])
-        causal = self.causal_model()
-        hidden_BTD = causal.model(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state
-        prompts = torch.tensor([len(e.prompt) for e in episodes])
-        answers = torch.tensor([len(e.answer) for e in episodes])
-        rows_N, columns_N = answer_positions(prompts, answers)
-        hidden_ND = hidden_BTD[rows_N.to(device), columns_N.to(device)]
-        chosen_N = torch.tensor([t for e in episodes for t in e.answer], device=device)
-        logits_NV = causal.lm_head(hidden_ND)
-        return Reading(
-            token_logprobs(logits_NV, chosen_N, self._temperature),
-            self.value_head(hidden_ND.float()).squeeze(-1),
-            entropy(logits_NV.detach().float() / self._temperature),
-        )
+    def forward(self, episodes: Sequence[Encoded], critic_only: bool = False) -> Reading:
+        """Read all answer tokens of the episodes, in order; with `critic_only` only values have gradients."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not critic_only):
+            spoken = self.actor.speak(episodes, self._temperature)
+        hidden_ND = spoken.hidden_ND if self.critic is None else self.critic.states(episodes)
+        return Reading(spoken.logp_N, self.value_head(hidden_ND.float()).squeeze(-1), spoken.entropy_N)
 
     @torch.no_grad()
     def reference_logprobs(self, episodes: Sequence[Encoded]) -> Tensor:
-        """Log-probabilities [N] under the model before reinforcement: adapters switched off."""
-        with self.model.disable_adapter():
-            logp_N: Tensor = self(episodes).logp_N
-        return logp_N
+        """Log-probabilities [N] under the model before reinforcement."""
+        return self.reference.speak(episodes, self._temperature).logp_N
 
-    def causal_model(self) -> Any:
-        """The transformers model itself, with the adapters inside."""
-        return self.model.get_base_model()
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the trunk computes in."""
+        found: torch.dtype = self.trunk.dtype
+        return found
+
+
+@dataclass(frozen=True)
+class Actors:
+    """All models of a PPO run. `whole` is what is saved in the end: the policy, with adapters or without."""
+
+    policy: Policy
+    reward: RewardModel
+    whole: Any
+
+
+def open_actors(
+    source: ModelSource,
+    reward: Path,
+    tokenizer: Any,
+    settings: Reinforce,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> Actors:
+    """Policy, reference, critic and reward model on the SL model's weights.
+
+    Errors are those of `load_model` and `load_reward_model`.
+    """
+    trunk: Any = load_model(source, device, dtype)
+    if settings.method == "lora":
+        trunk = add_adapter(trunk, settings.lora, seed, POLICY)
+        actor, whole = View(trunk.get_base_model(), POLICY), trunk
+    else:
+        whole = load_model(source, device, dtype)
+        actor = View(whole)
+    reward_model = load_reward_model(reward, trunk, tokenizer, REWARD)
+    frozen = reward_model.trunk
+    critic = None
+    if settings.critic == "adapter":
+        load_adapter(frozen, reward, CRITIC)
+        critic = View(frozen.get_base_model(), CRITIC)
+    train_only(frozen, POLICY, CRITIC)
+    temperature = settings.sampling.temperature
+    policy = Policy(actor, View(frozen.get_base_model()), temperature, critic)
+    if critic is not None:
+        start_from(policy.value_head, reward_model)
+    return Actors(policy.eval(), reward_model, whole)
+
+
+@torch.no_grad()
+def start_from(value_head: nn.Linear, reward: RewardModel) -> None:
+    """Let the value head say the reward model's normalised score."""
+    mean, std = reward.get_buffer("mean"), reward.get_buffer("std")
+    value_head.weight.copy_(reward.head.weight / std)
+    value_head.bias.copy_((reward.head.bias - mean) / std)

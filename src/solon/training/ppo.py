@@ -1,154 +1,148 @@
 """Proximal policy optimisation on episodes of one answer each (Schulman et al. 2017; Ziegler et al. 2019).
 
-A step has three parts: sample a batch of answers (elsewhere), `evaluate` them under the old policy, the
-reference and the reward model, and `improve` the policy for some epochs on them. Tensor names carry
-their shape: B episodes, T answer positions (right-padded, explicit lengths), N answer tokens end to end.
+A step has three parts: sample a batch of answers (elsewhere), `rollout.evaluate` them under the old policy,
+its critic and the reference, and `improve` the policy for some epochs on them. Tensor names carry their
+shape: B episodes, T answer positions (right-padded, explicit lengths), N answer tokens end to end.
+
+With several processes each holds its own episodes; `ranks` adds up, and every figure is that of all.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from solon.errors import RunError
 from solon.recipe import Reinforce
 from solon.training.advantages import gae, token_rewards, whiten
 from solon.training.batching import mask_of
-from solon.training.encoding import Encoded
-from solon.training.losses import explained_variance, masked_mean, policy_loss, value_loss
-from solon.training.policy import Policy, Reading
+from solon.training.losses import approximate_kl, explained_variance, policy_loss, value_loss
+from solon.training.optimiser import Optimiser
+from solon.training.policy import Policy
+from solon.training.ranks import Ranks
+from solon.training.rollout import Minibatch, Plan, Rollout, answer_lengths, pad_tokens
 
-Reduce = Callable[[Tensor], Tensor]
+# How far the first minibatch's ratios may be from 1 before sampling and scoring must be called different.
+RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+_MEANS = ("policy_loss", "value_loss", "clip_share", "ratio", "step_kl")
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """A batch of episodes with all that is needed to learn from it. Nothing here has a gradient."""
+class Targets:
+    """What the epochs of one step aim at: whitened advantages and returns, [B, T] each, 0 in padding."""
 
-    episodes: tuple[Encoded, ...]
-    finished_B: Tensor
-    score_B: Tensor
-    logp_BT: Tensor
-    reference_BT: Tensor
-    value_BT: Tensor
-    entropy_BT: Tensor
-    mask_BT: Tensor
-
-    @property
-    def lengths_B(self) -> Tensor:
-        return answer_lengths(self.episodes)
-
-    @property
-    def kl_B(self) -> Tensor:
-        """Sampled KL to the reference an episode, in nats: the sum of log-ratios over its tokens."""
-        return ((self.logp_BT - self.reference_BT) * self.mask_BT).sum(1)
+    advantage_BT: Tensor
+    return_BT: Tensor
 
 
-def answer_lengths(episodes: Sequence[Encoded]) -> Tensor:
-    return torch.tensor([len(e.answer) for e in episodes])
-
-
-def pad_tokens(flat_N: Tensor, lengths_B: Tensor) -> Tensor:
-    """Lay values of tokens end to end [N] out as rows [B, T], zeros after each length."""
-    rows = torch.split(flat_N, lengths_B.tolist())
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-
-
-@torch.no_grad()
-def evaluate(
-    policy: Policy,
-    episodes: Sequence[Encoded],
-    finished: Sequence[bool],
-    scores: Tensor,
-    settings: Reinforce,
-    plan: Sequence[Sequence[int]],
-) -> Rollout:
-    """Read the episodes under the old policy and the reference; apply the missing-end score.
-
-    Args:
-        scores: the reward model's normalised scores, [B].
-        plan: the first epoch's minibatches. Reading in the same batches makes the first ratio exactly 1
-            also in bfloat16, where a row's result depends a little on its neighbours' lengths.
-    """
-    chunks = [[episodes[i] for i in batch] for batch in plan]
-    old = [policy(chunk) for chunk in chunks]
-    reference = [policy.reference_logprobs(chunk) for chunk in chunks]
-    planned_B = torch.tensor([i for batch in plan for i in batch])
-    back_B = planned_B.argsort()
-    lengths_B = answer_lengths(episodes)
-    finished_B = torch.tensor(list(finished))
-    if settings.missing_end_score is not None:
-        scores = torch.where(finished_B, scores, torch.full_like(scores, settings.missing_end_score))
-
-    def rows(tensors: Sequence[Tensor]) -> Tensor:
-        return pad_tokens(torch.cat([t.cpu() for t in tensors]), lengths_B[planned_B])[back_B]
-
-    return Rollout(
-        tuple(episodes),
-        finished_B,
-        scores,
-        rows([reading.logp_N for reading in old]),
-        rows(reference),
-        rows([reading.value_N for reading in old]),
-        rows([reading.entropy_N for reading in old]),
-        mask_of(lengths_B, int(lengths_B.max())),
-    )
-
-
-def improve(
-    policy: Any,
-    optimiser: torch.optim.Optimizer,
-    rollout: Rollout,
-    settings: Reinforce,
-    beta: float,
-    plan: Sequence[Sequence[Sequence[int]]],
-    backward: Callable[[Tensor], None] = torch.autograd.backward,
-    reduce: Reduce | None = None,
-) -> dict[str, float]:
-    """Learn from one rollout, by a plan of minibatches an epoch; the step's metrics.
-
-    `backward` and `reduce` are where several processes join (gradients averaged, sums added up).
-    """
+def targets(rollout: Rollout, settings: Reinforce, beta: float, ranks: Ranks) -> Targets:
+    """Token rewards, advantages whitened over all processes, and returns."""
     reward_BT = token_rewards(rollout.logp_BT, rollout.reference_BT, rollout.score_B, rollout.lengths_B, beta)
+    if settings.whiten_rewards:
+        reward_BT = whiten(reward_BT, rollout.mask_BT, shift_mean=False, reduce=ranks.sum)
     advantage_BT, return_BT = gae(
         reward_BT, rollout.value_BT, rollout.lengths_B, settings.gamma, settings.lam
     )
-    whitened_BT = whiten(advantage_BT, rollout.mask_BT, reduce=reduce)
-    losses: list[dict[str, float]] = []
-    for epoch in plan:
-        for batch in epoch:
-            loss, metrics = minibatch_loss(policy, rollout, whitened_BT, return_BT, batch, settings)
-            backward(loss)
-            metrics["grad_norm"] = _clip_gradients(policy, settings.max_grad_norm)
-            optimiser.step()
-            optimiser.zero_grad()
-            losses.append(metrics)
-    explained = float(explained_variance(rollout.value_BT, return_BT, rollout.mask_BT))
+    return Targets(whiten(advantage_BT, rollout.mask_BT, reduce=ranks.sum), return_BT)
+
+
+def improve(
+    policy: Policy,
+    optimiser: Optimiser,
+    rollout: Rollout,
+    aims: Targets,
+    settings: Reinforce,
+    plan: Plan,
+    ranks: Ranks,
+    critic_only: bool = False,
+) -> dict[str, float]:
+    """Learn from one rollout for all epochs of the plan, or until the policy is too far from the old one.
+
+    Every minibatch is one optimisation step. Before the step its mean KL from the old policy is measured
+    (k3), and beyond `settings.epoch_kl` the rest of the plan is left out. With `critic_only` the policy
+    stays. Returns means over the minibatches; `ratio_error` is the first one's, `updates` the share done.
+
+    Raises:
+        RunError: the first ratio is not 1: the policy was read differently when it was sampled from.
+    """
+    done: list[dict[str, float]] = []
+    batches = [batch for epoch in plan for batch in epoch]
+    for number, batch in enumerate(batches):
+        figures = _gradients(policy, optimiser, rollout, aims, batch, settings, ranks, critic_only)
+        if number == 0:
+            check_first_ratio(figures["ratio_error"], policy.dtype)
+        if settings.epoch_kl is not None and figures["step_kl"] > settings.epoch_kl:
+            optimiser.discard()
+            done = done or [{**figures, "grad_norm": 0.0}]
+            break
+        figures["grad_norm"] = optimiser.step(settings.max_grad_norm, ranks.join)
+        done.append(figures)
+    means = {name: sum(m[name] for m in done) / len(done) for name in (*_MEANS, "grad_norm")}
     return {
-        **_rollout_metrics(rollout, beta),
-        **_means(losses),
-        "explained_variance": explained,
-        "beta": beta,
+        **means,
+        "ratio_error": done[0]["ratio_error"],
+        "updates": len(done) / len(batches),
+        "explained_variance": float(
+            explained_variance(rollout.value_BT, aims.return_BT, rollout.mask_BT, ranks.sum)
+        ),
     }
 
 
-def minibatch_loss(
-    policy: Any,
+def check_first_ratio(error: float, dtype: torch.dtype) -> None:
+    """Raises RunError if the first minibatch's ratios are not 1, which every later one builds on."""
+    tolerance = RATIO_TOLERANCE[dtype]
+    if not error <= tolerance:
+        raise RunError(
+            f"PPO's first ratio is off 1 by {error:.2g}, more than {tolerance:g} in {dtype}: the policy "
+            "reads the same answers differently each time. Turn its dropout off, or set dtype: float32."
+        )
+
+
+def _gradients(
+    policy: Policy,
+    optimiser: Optimiser,
     rollout: Rollout,
-    advantage_BT: Tensor,
-    return_BT: Tensor,
-    batch: Sequence[int],
+    aims: Targets,
+    batch: Minibatch,
     settings: Reinforce,
+    ranks: Ranks,
+    critic_only: bool,
+) -> dict[str, float]:
+    """Collect the gradients of one minibatch, micro-batch by micro-batch; its figures over all processes.
+
+    A micro-batch weighs as its tokens among all processes' tokens of the minibatch: the sum is the mean
+    over the whole minibatch, however it was cut.
+    """
+    lengths_B = rollout.lengths_B
+    mine = sum(int(lengths_B[part].sum()) for part in batch)
+    tokens = float(ranks.sum(torch.tensor([float(mine)]))[0])
+    sums, error = torch.zeros(len(_MEANS)), 0.0
+    for part in batch:
+        loss, figures = micro_loss(policy, rollout, aims, part, settings, critic_only)
+        weight = float(lengths_B[part].sum()) / tokens
+        torch.autograd.backward(loss * weight)
+        optimiser.collect()
+        sums += weight * torch.tensor([figures[name] for name in _MEANS])
+        error = max(error, figures["ratio_error"])
+    means = dict(zip(_MEANS, ranks.sum(sums).tolist(), strict=True))
+    return {**means, "ratio_error": ranks.max(error)}
+
+
+def micro_loss(
+    policy: Policy,
+    rollout: Rollout,
+    aims: Targets,
+    part: Sequence[int],
+    settings: Reinforce,
+    critic_only: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
     """Clipped surrogate plus weighted, clipped value loss of some episodes (Schulman et al. 2017, eq. 9)."""
-    episodes = [rollout.episodes[i] for i in batch]
+    episodes = [rollout.episodes[i] for i in part]
     lengths_B = answer_lengths(episodes)
-    new: Reading = policy(episodes)
+    longest, index = int(lengths_B.max()), torch.tensor(list(part))
+    new = policy(episodes, critic_only)
     device = new.logp_N.device
-    longest = int(lengths_B.max())
-    index = torch.tensor(list(batch))
 
     def old(x_BT: Tensor) -> Tensor:
         return x_BT[index, :longest].to(device)
@@ -156,38 +150,50 @@ def minibatch_loss(
     mask_BT = mask_of(lengths_B, longest).to(device)
     logp_BT, value_BT = pad_tokens(new.logp_N, lengths_B), pad_tokens(new.value_N, lengths_B)
     pg_loss, clip_share = policy_loss(
-        logp_BT, old(rollout.logp_BT), old(advantage_BT), mask_BT, settings.clip
+        logp_BT, old(rollout.logp_BT), old(aims.advantage_BT), mask_BT, settings.clip
     )
-    v_loss = value_loss(value_BT, old(rollout.value_BT), old(return_BT), mask_BT, settings.value_clip)
+    v_loss = value_loss(value_BT, old(rollout.value_BT), old(aims.return_BT), mask_BT, settings.value_clip)
     ratio_BT = torch.exp(logp_BT.detach() - old(rollout.logp_BT))
-    metrics = {
+    _, k3_BT = approximate_kl(old(rollout.logp_BT), logp_BT.detach())
+    figures = {
         "policy_loss": float(pg_loss.detach()),
         "value_loss": float(v_loss.detach()),
         "clip_share": float(clip_share),
-        "ratio_error": float(((ratio_BT - 1.0).abs() * mask_BT).max()),
+        "ratio": float(ratio_BT[mask_BT].mean()),
+        "step_kl": float(k3_BT[mask_BT].mean()),
+        "ratio_error": float((ratio_BT[mask_BT] - 1.0).abs().max()),
     }
-    return pg_loss + settings.value_coefficient * v_loss, metrics
+    value_part = settings.value_coefficient * v_loss
+    return (value_part if critic_only else pg_loss + value_part), figures
 
 
-def _clip_gradients(policy: Any, max_norm: float) -> float:
-    moved = [p for p in policy.parameters() if p.requires_grad]
-    norm = torch.nn.utils.clip_grad_norm_(moved, max_norm)
-    return float(norm) if math.isfinite(float(norm)) else math.nan
+def describe(rollout: Rollout, beta: float, sources: Sequence[str], ranks: Ranks) -> dict[str, float]:
+    """What was sampled, over all processes: score, KL, entropy, length, and the score of each source.
 
-
-def _rollout_metrics(rollout: Rollout, beta: float) -> dict[str, float]:
-    kl_B = rollout.kl_B
-    return {
-        "reward": float((rollout.score_B - beta * kl_B).mean()),
-        "score": float(rollout.score_B.mean()),
-        "kl": float(kl_B.mean()),
-        "entropy": float(masked_mean(rollout.entropy_BT, rollout.mask_BT)),
-        "length": float(rollout.lengths_B.float().mean()),
-        "finished_share": float(rollout.finished_B.float().mean()),
+    Means are over episodes, the entropy's over tokens; a source of which no episode was drawn is left out.
+    """
+    kl_B, lengths_B = rollout.kl_B, rollout.lengths_B.float()
+    share = {
+        "finished_share": [e.finished for e in rollout.episodes],
+        "degenerate_share": [e.degenerate for e in rollout.episodes],
     }
+    values: dict[str, Tensor] = {
+        "reward": rollout.score_B - beta * kl_B,
+        "score": rollout.score_B,
+        "kl": kl_B,
+        "length": lengths_B,
+        **{name: torch.tensor(flags).float() for name, flags in share.items()},
+    }
+    everywhere = torch.ones_like(kl_B)
+    sums = {name: (value_B.sum(), everywhere.sum()) for name, value_B in values.items()}
+    sums["entropy"] = ((rollout.entropy_BT * rollout.mask_BT).sum(), lengths_B.sum())
+    for source in sources:
+        chosen_B = torch.tensor([e.source == source for e in rollout.episodes]).float()
+        sums[f"score_{source}"] = ((rollout.score_B * chosen_B).sum(), chosen_B.sum())
+    return _joined(sums, ranks)
 
 
-def _means(losses: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the minibatches; of the ratio's error the first, which must be near 0."""
-    means = {name: sum(m[name] for m in losses) / len(losses) for name in losses[0]}
-    return {**means, "ratio_error": losses[0]["ratio_error"]}
+def _joined(sums: Mapping[str, tuple[Tensor, Tensor]], ranks: Ranks) -> dict[str, float]:
+    total = ranks.sum(torch.stack([part for pair in sums.values() for part in pair]))
+    pairs = zip(sums, total.reshape(-1, 2).tolist(), strict=True)
+    return {name: value / count for name, (value, count) in pairs if count > 0}

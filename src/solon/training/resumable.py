@@ -6,71 +6,88 @@ are dropped on resume: they are made again, the same, because every step draws f
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import nn
 
 from solon.errors import RunError
 from solon.records import Step
 from solon.store import Workspace
-from solon.training.adapters import restore, trainable
-from solon.training.checkpoints import load, optimiser_tensors, restore_optimiser, save
+from solon.training.checkpoints import load, save
+from solon.training.optimiser import Optimiser
 
 
 class Resumable:
-    """The trainable parameters of a model, their AdamW state, and the steps done so far."""
+    """The trained parameters of a model, their AdamW state, and the steps done so far.
 
-    def __init__(self, workspace: Workspace, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    `name` tells several trainings of one stage apart. With several processes only the `main` one writes.
+    """
+
+    def __init__(
+        self, workspace: Workspace, optimiser: Optimiser, name: str | None = None, main: bool = True
+    ) -> None:
         self._workspace = workspace
-        self._folder = workspace.folder / "checkpoint"
-        self._model = model
+        self._name = name
+        self._folder = workspace.folder / "checkpoint" / (name or "")
         self._optimiser = optimiser
+        self._main = main
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Restore the last checkpoint; the next step to do, and what was saved with it."""
         saved = load(self._folder)
         if saved is None:
-            self._workspace.journal.keep([])
+            self._keep(0)
             return 0, {}
         tensors, meta = saved
-        restore(self._model, tensors)
-        restore_optimiser(self._optimiser, tensors, list(trainable(self._model)))
-        self._workspace.journal.keep([_name(step) for step in range(meta["next"])])
+        self._optimiser.restore(tensors)
+        self._keep(int(meta["next"]))
         return int(meta["next"]), dict(meta["extra"])
 
-    def record(self, step: int, origin: str, metrics: dict[str, float], tokens: int, seconds: float) -> None:
-        """Journal a step. Raises RunError if a metric is no number; the last checkpoint stays."""
+    def record(
+        self,
+        step: int,
+        origin: str,
+        metrics: Mapping[str, float],
+        tokens: int,
+        seconds: float,
+        timing: Mapping[str, float] | None = None,
+    ) -> None:
+        """Journal a step. `timing` goes to the event log alone: equal runs have equal rows.
+
+        Raises:
+            RunError: a metric is no number; the last checkpoint stays.
+        """
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise RunError(
                 f"{self._workspace.stage}: {', '.join(bad)} is no number at step {step}. The last checkpoint "
                 f"is kept. Lower {self._workspace.stage}'s learning rate, or set dtype=float32."
             )
+        if not self._main:
+            return
         row = Step(origin=origin, step=step, metrics=json.dumps(metrics))
-        self._workspace.record(_name(step), [row], tokens, seconds)
-        self._workspace.events.write("step", stage=self._workspace.stage, step=step, **metrics)
+        self._workspace.record(self._batch(step), [row], tokens, seconds)
+        told = {**metrics, **(timing or {})}
+        self._workspace.events.write("step", stage=self._workspace.stage, origin=origin, step=step, **told)
 
     def save(self, next_step: int, **extra: Any) -> None:
         """Write a checkpoint after which `next_step` is to be done."""
-        parameters = trainable(self._model)
-        tensors = {name: p.detach() for name, p in parameters.items()}
-        tensors |= optimiser_tensors(self._optimiser, list(parameters))
-        save(self._folder, tensors, {"next": next_step, "extra": extra})
+        if self._main:
+            save(self._folder, self._optimiser.tensors(), {"next": next_step, "extra": extra})
 
     def rows(self) -> list[Step]:
-        return [
-            Step.model_validate(row)
-            for batch in self._workspace.journal.batches.values()
-            for row in batch.rows
-        ]
+        """The steps done so far, of this training alone."""
+        batches = self._workspace.journal.batches.items()
+        return [Step.model_validate(row) for name, b in batches if self._own(name) for row in b.rows]
 
+    def _keep(self, next_step: int) -> None:
+        if self._main:
+            done = {self._batch(step) for step in range(next_step)}
+            names = self._workspace.journal.batches
+            self._workspace.journal.keep([n for n in names if n in done or not self._own(n)])
 
-def anneal(optimiser: torch.optim.Optimizer, initial: float, step: int, steps: int) -> None:
-    """Linear decay of the learning rate from `initial` at step 0 to 0 at `steps`."""
-    for group in optimiser.param_groups:
-        group["lr"] = initial * (1.0 - step / steps)
+    def _batch(self, step: int) -> str:
+        return f"{self._name}-{step:06d}" if self._name else f"{step:06d}"
 
-
-def _name(step: int) -> str:
-    return f"{step:06d}"
+    def _own(self, batch: str) -> bool:
+        name, _, _ = batch.rpartition("-")
+        return name == (self._name or "")

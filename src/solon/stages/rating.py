@@ -1,0 +1,134 @@
+"""The guard at work: the picked judge rates the policy's answers against the SL model's, now and then."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from solon.digest import seed_from
+from solon.errors import RunError
+from solon.feedback.base import Question
+from solon.feedback.calibration import Calibrated
+from solon.pipeline import Inputs
+from solon.recipe import Recipe
+from solon.records import Prompt
+from solon.stages.common import judge_engine, picked_judge
+from solon.stages.prompting import Sampler
+from solon.training.checkpoints import load, save
+from solon.training.guard import Evidence, Rated, best, compare, from_dict
+from solon.training.rollout import Reward, shaped
+
+
+class Watch:
+    """The guard's prompts, the checks so far, and the weights of the best one in `folder`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        inputs: Inputs,
+        sampler: Sampler,
+        reward: Reward,
+        prompts: Sequence[Prompt],
+        folder: Path,
+    ) -> None:
+        self._recipe = recipe
+        self._inputs = inputs
+        self._sampler = sampler
+        self._reward = reward
+        self._prompts = prompts
+        self._folder = folder
+        self._judge: Calibrated | None = None
+        self._first: list[str] = []
+        self._checks: list[Rated] = []
+        self._evidence: list[Evidence] = []
+        self._told_to_stop = False
+
+    @property
+    def evidence(self) -> list[Evidence]:
+        return self._evidence
+
+    @property
+    def stopped(self) -> bool:
+        return self._told_to_stop or any(found.over_optimised for found in self._evidence)
+
+    def stop(self) -> None:
+        """What another process has found."""
+        self._told_to_stop = True
+
+    @property
+    def good(self) -> int:
+        """After how many steps the judge's rating was best."""
+        return best(self._checks).step
+
+    def due(self, step: int) -> bool:
+        """Whether to check after `step` steps; the last one always is."""
+        settings = self._recipe.reinforce
+        return bool(settings.guard.every) and (step % settings.guard.every == 0 or step == settings.steps)
+
+    def begin(self, tensors: Mapping[str, Tensor]) -> None:
+        """The check before the first step: the SL model against itself."""
+        self._checks = [self._rate(0)]
+        save(self._folder, dict(tensors), {"step": 0})
+
+    def check(self, step: int, tensors: Mapping[str, Tensor]) -> Evidence:
+        """Rate the policy after `step` steps; `tensors` are its parameters, kept if it is the best."""
+        now = self._rate(step)
+        found = compare(best(self._checks), now, seed_from(self._recipe.seed, "guard", step))
+        self._checks.append(now)
+        self._evidence.append(found)
+        if best(self._checks) is now:
+            save(self._folder, dict(tensors), {"step": step})
+        return found
+
+    def good_tensors(self) -> dict[str, Tensor]:
+        """The parameters of the best check. Raises RunError if they are gone."""
+        saved = load(self._folder)
+        if saved is None:
+            raise RunError(f"{self._folder}: the guard's best weights are gone. Remove the stage's folder.")
+        return saved[0]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        checks = [asdict(check) for check in self._checks]
+        return {"checks": checks, "evidence": [found.as_dict() for found in self._evidence]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self._checks = [from_dict(check) for check in state["checks"]]
+        self._evidence = [Evidence(**{**e, "ci95": tuple(e["ci95"])}) for e in state["evidence"]]
+
+    def _rate(self, step: int) -> Rated:
+        settings, seed = self._recipe.reinforce, self._recipe.seed
+        seeds = [seed_from(seed, "guard answer", i) for i in range(len(self._prompts))]
+        if not self._first:
+            first = self._sampler.answer(self._prompts, seeds, settings.sampling, reference=True)
+            self._first = [text for _, text in first]
+        answers = self._sampler.answer(self._prompts, seeds, settings.sampling)
+        episodes = [episode for episode, _ in answers]
+        scores = shaped(self._reward(episodes), episodes, settings)
+        texts = [text for _, text in answers]
+        return Rated(step, tuple(scores.tolist()), tuple(self._ratings(texts)))
+
+    def _ratings(self, texts: Sequence[str]) -> list[float | None]:
+        """P(better than the SL model's answer); equal texts are a tie without asking."""
+        questions = [
+            Question(
+                self._inputs.constitution.draw(random.Random(seed_from(self._recipe.seed, "guard", p.id))),
+                p.text,
+                text,
+                first,
+            )
+            for p, text, first in zip(self._prompts, texts, self._first, strict=True)
+        ]
+        asked = [question for question in questions if question.a != question.b]
+        judged = iter(self._opened().compare(asked) if asked else [])
+        return [0.5 if question.a == question.b else next(judged).p_a for question in questions]
+
+    def _opened(self) -> Calibrated:
+        """The judge, opened at the first check: its model lies in memory only where the guard is on."""
+        if self._judge is None:
+            self._judge = picked_judge(self._recipe, self._inputs, judge_engine(self._recipe, self._inputs))
+        return self._judge

@@ -1,0 +1,139 @@
+"""One trunk, several models: a view is the frozen base weights with one of their adapters on, or none.
+
+Policy, reference, critic and reward model share one copy of the base weights; which of them a forward pass
+is, is decided by the adapter that is on. What all rows of a batch have in common at their start (a system
+text, a chat template's header) is computed once, with gradients.
+
+Names carry shapes: B rows, T columns, N answer tokens end to end, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from transformers import DynamicCache
+
+from solon.engines.hooks import before_head, plain_head
+from solon.engines.prefix import common_start, extend
+from solon.engines.trees import WORTH, shares_starts
+from solon.training.batching import answer_positions, pad_right
+from solon.training.encoding import Encoded
+from solon.training.head import chosen_logprobs
+from solon.training.losses import entropy, token_logprobs
+
+Places = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a model says of answer tokens, float32 [N], in nats; and the states before its head, [N, D]."""
+
+    logp_N: Tensor
+    entropy_N: Tensor
+    hidden_ND: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """A transformers causal language model under one of the adapters inside it; None: the weights alone."""
+
+    model: Any
+    adapter: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = self.model.device
+        return found
+
+    def speak(self, episodes: Sequence[Encoded], temperature: float) -> Spoken:
+        """Read all answer tokens of the episodes, in order, with gradients where parameters want them."""
+        chosen_N = torch.tensor([token for e in episodes for token in e.answer], device=self.device)
+        head_VD = plain_head(self.model)
+        if head_VD is None:
+            return self._speak_aloud(episodes, chosen_N, temperature)
+        hidden_ND = self.states(episodes)
+        return Spoken(*chosen_logprobs(hidden_ND, head_VD, chosen_N, temperature), hidden_ND)
+
+    def _speak_aloud(self, episodes: Sequence[Encoded], chosen_N: Tensor, temperature: float) -> Spoken:
+        """Where logits are capped or scaled: through the model's own head, at answer positions alone."""
+        with using(self.model, self.adapter):
+            arguments, where = self._answers(episodes)
+            with before_head(self.model, where) as hidden:
+                logits_NV = self.model(**arguments).logits[0].float()
+        spread_N = entropy(logits_NV.detach() / temperature)
+        return Spoken(token_logprobs(logits_NV, chosen_N, temperature), spread_N, hidden[0])
+
+    def states(self, episodes: Sequence[Encoded]) -> Tensor:
+        """The hidden states [N, D] from which the answer tokens are chosen, one each, in order."""
+        with using(self.model, self.adapter):
+            arguments, where = self._answers(episodes)
+            hidden_ND: Tensor = self.model.base_model(**arguments).last_hidden_state[where]
+        return hidden_ND
+
+    def last_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The hidden state [B, D] of each row's last token."""
+        with using(self.model, self.adapter):
+            arguments, start = self._arguments(rows, self._common(rows))
+            last_B = torch.tensor([len(row) - 1 - start for row in rows], device=self.device)
+            hidden_BTD = self.model.base_model(**arguments).last_hidden_state
+            hidden_BD: Tensor = hidden_BTD[torch.arange(len(rows), device=self.device), last_B]
+        return hidden_BD
+
+    def _answers(self, episodes: Sequence[Encoded]) -> tuple[dict[str, Any], Places]:
+        """The arguments of a forward pass, and where in its columns the answers are predicted."""
+        arguments, start = self._arguments(
+            [e.ids for e in episodes], self._common([e.prompt for e in episodes])
+        )
+        prompts_B = torch.tensor([len(e.prompt) - start for e in episodes])
+        row_N, column_N = answer_positions(prompts_B, torch.tensor([len(e.answer) for e in episodes]))
+        return arguments, (row_N.to(self.device), column_N.to(self.device))
+
+    def _arguments(self, rows: Sequence[Sequence[int]], start: int) -> tuple[dict[str, Any], int]:
+        """Of the rows behind their first `start` tokens, which are computed once and cached.
+
+        No mask: padding is on the right, and in a causal model nothing real sees what stands behind it.
+        """
+        ids_BT, _ = pad_right([row[start:] for row in rows], 0)
+        arguments: dict[str, Any] = {"input_ids": ids_BT.to(self.device), "use_cache": False}
+        if start:
+            cache = DynamicCache(config=self.model.config)
+            ids = torch.tensor([rows[0][:start]])
+            extend(self.model, cache, ids, torch.ones_like(ids))
+            cache.batch_repeat_interleave(len(rows))
+            arguments |= {"past_key_values": cache, "use_cache": True}
+        return arguments, start
+
+    def _common(self, rows: Sequence[Sequence[int]]) -> int:
+        if len(rows) < 2 or not shares_starts(self.model):
+            return 0
+        shared = common_start(rows)
+        return shared if shared >= WORTH else 0
+
+
+@contextmanager
+def using(model: Any, adapter: str | None) -> Iterator[None]:
+    """Only this adapter of the model is on, or none of them. Which parameters are trained stays as it was.
+
+    PEFT makes the adapter that is on the only one with gradients; here policy and critic may be trained
+    together, and the reference is read between.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
+    _switch(layers, [([adapter] if adapter else names, adapter is None) for names, _ in before])
+    try:
+        yield
+    finally:
+        _switch(layers, before)
+
+
+def _switch(layers: Sequence[Any], to: Sequence[tuple[list[str], bool]]) -> None:
+    for layer, (names, disabled) in zip(layers, to, strict=True):
+        trained = [(p, p.requires_grad) for p in layer.parameters()]
+        layer.set_adapter(names)
+        layer.enable_adapters(not disabled)
+        for parameter, wanted in trained:
+            parameter.requires_grad_(wanted)
