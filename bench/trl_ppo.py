@@ -2,16 +2,17 @@
 
 Run, in an environment of its own that has trl 1.12.0 (the last release with PPO) and no solon:
     python bench/trl_ppo.py CONFIG.json
-CONFIG.json has every field of `Settings`. A line of JSON for each step is appended to its `out`: seconds of the
-step, seconds since training began, and the means of score (with the penalty), KL (nats an answer) and entropy
-(nats a token; TRL averages it over all positions, also those behind an answer's end). The last line of stdout
-says {"done": true}; all else that is printed goes to stderr.
+CONFIG.json has every field of `Settings`. For each step a line of JSON is appended to its `out`: the step's
+seconds, the seconds since training began, and the means of score (less the penalty), KL (nats an answer) and
+entropy (nats a token, but TRL counts the positions behind an answer's end too). The last line of stdout says
+{"done": true}; all else goes to stderr.
 
-TRL's defaults are kept for: full fine-tuning of policy and critic, AdamW (betas 0.9 and 0.999, no weight decay),
-no gradient clipping, cliprange 0.2, cliprange_value 0.2, vf_coef 0.1, gamma 1, lam 0.95, k1 as KL, no reward
-whitening, sampling and scoring 64 answers at a time. Not its defaults, besides what CONFIG.json says: a constant
-learning rate (linear), stop at the end token (never), no gradient checkpointing (on), no samples shown (10), no
-reports, no checkpoints. With `minibatches` above 1 TRL 1.12.0 still makes one optimiser step an epoch.
+TRL's defaults are kept for: full fine-tuning of policy and critic, fused AdamW (betas 0.9 and 0.999, no
+weight decay), no gradient clipping, cliprange and cliprange_value 0.2, vf_coef 0.1, gamma 1, lam 0.95, KL by
+k1, no reward whitening, up to 64 answers sampled and scored at once. Not TRL's defaults, besides what
+CONFIG.json says: constant learning rate (linear), stop at the end token (never), no gradient checkpointing
+(on), no samples shown, no reports, no checkpoints. Weights have `dtype`, and TRL 1.12.0 sets up no autocast.
+With `minibatches` above 1 it still makes one optimiser step an epoch: it accumulates over the whole batch.
 """
 
 import contextlib
@@ -101,8 +102,8 @@ def peak_memory_mb(device: str) -> float:
 def tokenizer_of(settings: Settings) -> PreTrainedTokenizerBase:
     """The tokenizer, padding on the left with a token that neither ends an answer nor is in a prompt."""
     tokenizer = AutoTokenizer.from_pretrained(settings.model, padding_side="left")
-    # TRL derives every mask and length from pad ids: were the end token the pad, it would drop the end of each
-    # answer, from the loss as from what the reward model reads, and the turns' ends in the prompts.
+    # TRL derives every mask and length from pad ids. Were the end token the pad, each answer would lose its
+    # end in the loss and before the reward model, and each prompt the ends of its turns.
     if PAD not in tokenizer.get_vocab() or tokenizer.eos_token == PAD:
         raise SystemExit(f"{settings.model}: needs {PAD} as a token other than its end token, to pad with")
     tokenizer.pad_token = PAD
@@ -114,8 +115,8 @@ def tokenizer_of(settings: Settings) -> PreTrainedTokenizerBase:
 def dataset_of(settings: Settings) -> Dataset:
     """The prompts, as often as it takes for no step to be the data loader's last.
 
-    In a loader's last batch accelerate ends gradient accumulation, so TRL makes an optimiser step with every
-    micro-batch there. With fewer prompts than episodes it would wait for a batch for ever.
+    In a loader's last batch accelerate stops accumulating gradients, so TRL makes an optimiser step with each
+    micro-batch of that step. With fewer prompts than episodes it would look for a batch for ever.
     """
     times = math.ceil((settings.steps + 1) * settings.episodes / len(settings.prompts))
     return Dataset.from_dict({"input_ids": settings.prompts * times})
@@ -141,16 +142,10 @@ def config_of(settings: Settings, folder: str) -> PPOConfig:
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         kl_coef=settings.beta,
-        cliprange=0.2,
-        vf_coef=0.1,
-        gamma=1.0,
-        lam=0.95,
-        whiten_rewards=False,
         num_sample_generations=0,
         seed=settings.seed,
         report_to="none",
         save_strategy="no",
-        eval_strategy="no",
         disable_tqdm=True,
     )
 

@@ -42,12 +42,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_tiny(folder: Path) -> Path:
+def build_tiny(folder: Path, width: int = 64) -> Path:
     """Write the model and the tokenizer into `folder`; the same weights every time."""
     tokenizer = build_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
+        hidden_size=width,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
