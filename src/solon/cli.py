@@ -70,6 +70,8 @@ def run(
     from solon.summary import write_summary
 
     done = prepared.execute(until)
+    if not prepared.process.main:
+        return
     summary = write_summary(folder, loaded, prepared.constitution, done)
     report = write_report(folder)
     for warning in summary["warnings"]:

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -21,6 +22,7 @@ from solon.plan import (
     shaping_path,
     stage_key,
 )
+from solon.processes import alone, this_process, wait_until
 from solon.progress import Reporter
 from solon.recipe import Recipe
 from solon.records import Row
@@ -77,7 +79,8 @@ class Run:
         self.folder = folder
         self.beside = beside
         self.constitution = load_constitution(_constitution_path(recipe, beside))
-        self._reporter = reporter
+        self.process = this_process()
+        self._reporter = reporter if self.process.main else Reporter(quiet=True)
         if fetch and recipe.model == embedded.NAME and not embedded.fetched():
             reporter.say(f"Fetching the embedded model {embedded.TITLE} (98 MB, once).")
         self._base = resolve(recipe.model, fetch)
@@ -105,10 +108,16 @@ class Run:
         Nothing of an older recipe is ever left to be shown beside the new: the old summary goes first, and
         so do the manifests of stages that no longer fit.
 
+        Of several processes the first does so; the others join it where a stage is distributed, and return
+        nothing.
+
         Raises:
             RunError: a stage had to stop. What is finished stays.
         """
         stages = _stages(until)
+        if not self.process.main:
+            self._follow(stages)
+            return []
         with locked(self.folder):
             (self.folder / "summary.json").unlink(missing_ok=True)
             self._drop_outdated()
@@ -127,6 +136,25 @@ class Run:
                 outputs[stage.name] = manifest.output
                 done.append((manifest, reused))
             return done + self._finished_after(stages, outputs)
+
+    def _follow(self, stages: Sequence[Stage]) -> None:
+        """What a process does that is not the first: its share of distributed stages."""
+        outputs: dict[str, str] = {}
+        for stage in stages:
+            workspace = self._workspace(stage)
+            key = self._key(stage, outputs)
+
+            def finished(stage: Stage = stage) -> bool:
+                return self._reusable(stage, outputs) is not None
+
+            if stage.distributed:
+                wait_until(lambda w=workspace, k=key, done=finished: w.begun(k) or done())  # type: ignore[misc]
+                if not finished():
+                    self._module(stage).run(self.recipe, self._inputs(stage), workspace)
+            wait_until(finished)
+            manifest = self._reusable(stage, outputs)
+            assert manifest is not None
+            outputs[stage.name] = manifest.output
 
     def _drop_outdated(self) -> None:
         """Remove the manifests of stages that would have to be redone, by all that is known so far.
@@ -164,17 +192,28 @@ class Run:
 
     def _run_stage(self, stage: Stage, outputs: Mapping[str, str], events: EventLog) -> Manifest:
         key = self._key(stage, outputs)
-        workspace = Workspace(stage.name, self.folder / stage.folder, events, self._reporter)
+        workspace = self._workspace(stage)
         workspace.begin(key)
         earlier = workspace.earlier_seconds()
         events.write("stage", stage=stage.name, key=key, state="started")
-        folders = {name: self.folder / BY_NAME[name].folder for name in stage.inputs(self.recipe)}
-        inputs = Inputs(self.constitution, self._base, self._judge, self.beside, folders)
-        module: Any = importlib.import_module(f"solon.stages.{stage.name}")
-        result = module.run(self.recipe, inputs, workspace)
+        lonely = self.process.count > 1 and not stage.distributed
+        with alone() if lonely else nullcontext():
+            result = self._module(stage).run(self.recipe, self._inputs(stage), workspace)
         manifest = workspace.finish(key, stage.row, result, earlier)
         events.write("stage", stage=stage.name, key=key, state="finished", seconds=manifest.seconds)
         return manifest
+
+    def _workspace(self, stage: Stage) -> Workspace:
+        events = EventLog(self.folder / "events.jsonl")
+        return Workspace(stage.name, self.folder / stage.folder, events, self._reporter)
+
+    def _inputs(self, stage: Stage) -> Inputs:
+        folders = {name: self.folder / BY_NAME[name].folder for name in stage.inputs(self.recipe)}
+        return Inputs(self.constitution, self._base, self._judge, self.beside, folders)
+
+    @staticmethod
+    def _module(stage: Stage) -> Any:
+        return importlib.import_module(f"solon.stages.{stage.name}")
 
     def _announce(self, stage: Stage, manifest: Manifest, reused: bool) -> None:
         how = "reused" if reused else f"done in {manifest.seconds:.0f} s"

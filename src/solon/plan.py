@@ -33,7 +33,8 @@ class Stage:
     """One stage: its module below `solon.stages`, its inputs, and what it depends on.
 
     `inputs` names the stages that it reads, `files` the user's files, and `judged` tells whether the judge's
-    model takes part. `version` is raised when a change of the code changes the rows.
+    model takes part. `version` is raised when a change of the code changes the rows. All processes of a
+    launch join in a `distributed` stage; the first one does the others.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Stage:
     files: Files = _no_files
     judged: Callable[[Recipe], bool] = lambda recipe: False
     version: int = 1
+    distributed: bool = False
 
     @property
     def folder(self) -> str:
@@ -264,6 +266,7 @@ STAGES: tuple[Stage, ...] = (
         _shaping_files,
         judged=_guarded,
         version=2,
+        distributed=True,
     ),
     Stage(
         9,

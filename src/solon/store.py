@@ -188,6 +188,10 @@ class Workspace:
         write_atomically(plan, json.dumps({"stage": self.stage, "key": key}))
         self.journal = Journal(self.folder / "working.jsonl")
 
+    def begun(self, key: str) -> bool:
+        """Whether another process has opened the folder for the work that `key` names."""
+        return _planned_key(self.folder / "plan.json") == key
+
     def batches(
         self,
         plan: Sequence[tuple[str, Sequence[Item]]],

@@ -240,6 +240,21 @@ def test_micro_batches_do_not_change_the_step(algorithm: Algorithm, make: Make) 
     assert one["score"] == other["score"]
 
 
+def test_grpo_scales_by_the_group_and_weighs_every_token_the_same(make: Make) -> None:
+    """At ratio 1 the loss is minus the sum of A over all tokens, by their number."""
+    setup, told = make(minibatch=16, epochs=1, beta=0.0, sampling={"max_tokens": 5, "temperature": 1.0})
+    _many_ends(setup)
+    reward = OddShare()
+    train_online("grpo", setup, GO, reward)
+    (episodes,) = reward.calls
+    lengths = torch.tensor([len(e.answer) for e in episodes])
+    scores = OddShare()(episodes).reshape(4, 4)
+    advantages = (scores - scores.mean(1, keepdim=True)) / (scores.std(1, keepdim=True) + 1e-4)
+    wanted = -float((advantages.flatten() * lengths).sum() / lengths.sum())
+    assert abs(wanted) > 0.01, "the case must tell the means apart"
+    assert told.figures[0]["policy_loss"] == pytest.approx(wanted, rel=1e-4)
+
+
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo", "dpo"])
 def test_a_resumed_run_equals_an_uninterrupted_one(algorithm: Any, make: Make) -> None:
     reward = OddShare()

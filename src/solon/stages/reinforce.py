@@ -10,10 +10,12 @@ With `algorithm` the same prompts and the same reward go to a neighbour of PPO i
 
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from solon.digest import seed_from
 from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
@@ -47,8 +49,10 @@ def _ppo(
     """Train by PPO and save the model into `folder`, unless it is there already."""
     training = _Training.open(recipe, inputs, workspace)
     training.run()
-    if training.main:
-        training.save(folder)
+    training.accelerator.end_training()
+    if not training.main:
+        return [], {}
+    training.save(folder)
     return training.state.rows(), training.metrics()
 
 
@@ -64,11 +68,14 @@ class _Training:
     state: Resumable
     watch: Watch
     ranks: Ranks
+    accelerator: Accelerator
 
     @classmethod
     def open(cls, recipe: Recipe, inputs: Inputs, workspace: Workspace) -> "_Training":
         settings, device = recipe.reinforce, pick_device(recipe.device)
-        accelerator = Accelerator(cpu=device == "cpu")
+        # The others wait while the first process rates samples with the judge, which may take long.
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+        accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
         ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.device)
         source = resolve(str(inputs.folders["finetune"] / "model"))
         tokenizer = load_tokenizer(source)
@@ -91,7 +98,7 @@ class _Training:
         trainer = PPOTrainer(actors.policy, reward, sample, settings, recipe.seed, SOURCES, ranks)
         state = Resumable(workspace, trainer.optimiser, "ppo", ranks.rank == 0)
         watch = Watch(recipe, inputs, sampler, reward, watched, workspace.folder / "checkpoint" / "good")
-        return cls(recipe, workspace, tokenizer, actors, trainer, state, watch, ranks)
+        return cls(recipe, workspace, tokenizer, actors, trainer, state, watch, ranks, accelerator)
 
     @property
     def main(self) -> bool:
