@@ -15,7 +15,7 @@ from solon.constitution import Constitution, Principle, Purpose
 from solon.digest import digest, file_sha256
 from solon.errors import UsageError
 from solon.judge_settings import JudgeKind, JudgeSettings
-from solon.recipe import Recipe
+from solon.recipe import Algorithm, Recipe
 from solon.records import Checked, Label, Prompt, Row, Step, Verdict, Written
 
 Part = Callable[[Recipe, Constitution], Any]
@@ -175,10 +175,15 @@ def _reinforce(recipe: Recipe, constitution: Constitution) -> Any:
     return [settings, questions, judge_part(recipe.judge, constitution, "training")]
 
 
-def rl_models(recipe: Recipe) -> dict[str, str]:
+def rl_models(recipe: Recipe) -> dict[str, Algorithm]:
     """The names of the run's RL models and the algorithm of each; the first one is the run's own, `rl`."""
     first, *others = recipe.reinforce.algorithm
     return {"rl": first, **{name: name for name in others}}
+
+
+def model_folder(name: str) -> str:
+    """Where the RL model of that name lies in its stage's folder."""
+    return "model" if name == "rl" else name
 
 
 def _count_revise(recipe: Recipe) -> str:

@@ -128,6 +128,9 @@ class Verdict(Row):
     p_a: float | None
 
 
+PPO = "solon.ppo"  # The origin of the steps of our own PPO
+
+
 class Step(Row):
     """One optimisation step of a trained model, with its metrics (JSON)."""
 

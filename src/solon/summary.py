@@ -13,7 +13,7 @@ from solon import __version__
 from solon.constitution import Constitution
 from solon.models import pick_device, pick_dtype
 from solon.recipe import Recipe
-from solon.records import Step
+from solon.records import PPO, Step
 from solon.store import Manifest, read_rows, write_atomically
 
 _FEW_USABLE = 0.25
@@ -74,7 +74,7 @@ def _figures(metrics: Mapping[str, dict[str, Any]], folder: Path) -> dict[str, A
         figures["principles"] = metrics["label"]["effects"]
     if "reward" in metrics:
         figures["reward_model"] = metrics["reward"]
-    if "reinforce" in metrics:
+    if "ppo" in metrics.get("reinforce", {}).get("algorithms", ()):
         figures["ppo"] = _ppo(metrics["reinforce"], folder)
     if "evaluate" in metrics:
         kept = ("models", "pairwise", "ratings", "revision_rounds")
@@ -107,7 +107,7 @@ def _named(name: str, check: Mapping[str, Any]) -> dict[str, Any]:
 def _ppo(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """First and last are means over the first and last tenth of the steps (at least one)."""
     rows = read_rows(folder / "08_reinforce" / "rows.parquet", Step)
-    steps = [json.loads(row.metrics) for row in rows]
+    steps = [json.loads(row.metrics) for row in rows if row.origin == PPO]
     tenth = max(1, len(steps) // 10)
     return {
         "steps": len(steps),

@@ -66,7 +66,7 @@ class LocalEngine:
         self._name = name
         self._batch_tokens = batch_tokens
         self._progress: Progress = progress or (lambda done: None)
-        self._ends = _end_tokens(model, tokenizer)
+        self._ends = end_tokens(model, tokenizer)
         self._reader = Reader(model, self._ends[0], batch_tokens, self._progress)
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
@@ -207,7 +207,7 @@ def open_engine(source: ModelSource, device: str, dtype: torch.dtype, batch_toke
     return LocalEngine(load_model(source, device, dtype), load_tokenizer(source), source.name, batch_tokens)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends a turn, the tokenizer's own first: chat models may name several."""
     named = getattr(model.generation_config, "eos_token_id", None)
     more = named if isinstance(named, list) else [] if named is None else [named]

@@ -19,7 +19,6 @@ from solon.report.transcripts import panels, rejections, threads
 from solon.store import write_atomically
 
 THREADS, RED_TEAM_PANELS, HELPFUL_PANELS = 6, 6, 4
-MODELS = ("base", "sl", "rl")
 _SETS = {"red_team": "red-team", "helpful": "ordinary"}
 # Control characters are no HTML; a lone surrogate cannot be written at all.
 _UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
@@ -75,7 +74,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "verdict": wording.verdict(run.summary),
         "missing": run.missing,
         "tiles": _tiles(run.summary),
-        "models": [(m, evaluation["models"][m]) for m in MODELS if m in evaluation.get("models", {})],
+        "models": list(evaluation.get("models", {}).items()),
         "pairwise": evaluation.get("pairwise", []),
         "measures": _measures(run.summary),
         "checks": _checks(run.summary.get("judge", {})),

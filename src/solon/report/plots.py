@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from solon.report import ink
 from solon.report.statistics import moving_mean
 
-MODELS = {"base": "Base", "sl": "SL", "rl": "RL"}
+MODELS = {"base": "Base", "sl": "SL", "rl": "RL", "ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "dpo": "DPO"}
 SETS = {"red_team": "Red-team prompts", "helpful": "Ordinary prompts"}
 _COLOURS = {"base": ink.BASE, "sl": ink.SL, "rl": ink.RL}
 _SMOOTHED_FROM = 10
@@ -186,6 +186,10 @@ def ratings(found: Sequence[Numbers]) -> str:
     return canvas.svg
 
 
+def _colour(model: str) -> str:
+    return _COLOURS.get(model, ink.MUTED)
+
+
 def _rating_panel(axes: Axes, rows: Mapping[str, Numbers]) -> None:
     axes.grid(visible=True, axis="x")
     axes.grid(visible=False, axis="y")
@@ -193,8 +197,8 @@ def _rating_panel(axes: Axes, rows: Mapping[str, Numbers]) -> None:
     models = [model for model in MODELS if model in rows]
     for place, model in enumerate(models):
         rating, (low, high) = rows[model]["rating"], rows[model]["ci95"]
-        axes.plot([low, high], [place, place], color=_COLOURS[model], linewidth=2.4, solid_capstyle="round")
-        axes.plot(rating, place, "o", color=_COLOURS[model], markersize=9, mec=ink.PAPER, mew=1.5)
+        axes.plot([low, high], [place, place], color=_colour(model), linewidth=2.4, solid_capstyle="round")
+        axes.plot(rating, place, "o", color=_colour(model), markersize=9, mec=ink.PAPER, mew=1.5)
         _note(axes, f"{rating:+.2f}".replace("-", "−"), (rating, place), (0, 9), ha="center")
     axes.set_yticks(range(len(models)), [MODELS[m] for m in models], color=ink.INK)
     axes.set_ylim(len(models) - 0.5, -0.75)

@@ -13,7 +13,7 @@ from solon.constitution import Constitution
 from solon.errors import RunError
 from solon.plan import BY_NAME, STAGES
 from solon.recipe import load_recipe
-from solon.records import Row, Step, Verdict, Written
+from solon.records import PPO, Row, Step, Verdict, Written
 from solon.store import Manifest, read_manifest, read_rows
 from solon.yamlfile import load, read_text, validate
 
@@ -69,7 +69,9 @@ def read_run(run: Path) -> RunData:
         revised=_rows(run, "revise", Written) if "revise" in finished else [],
         answers=_rows(run, "evaluate", Written, "answers.parquet") if "evaluate" in finished else [],
         verdicts=_rows(run, "evaluate", Verdict) if "evaluate" in finished else [],
-        ppo=[_metrics(s) for s in _rows(run, "reinforce", Step)] if "reinforce" in finished else [],
+        ppo=[_metrics(s) for s in _rows(run, "reinforce", Step) if s.origin == PPO]
+        if "reinforce" in finished
+        else [],
     )
 
 

@@ -12,7 +12,7 @@ from solon.records import PromptKind, Verdict, Written
 from solon.report.worddiff import Piece, word_diff
 
 _LONGEST = 2_000
-MODELS = ("base", "sl", "rl")
+MODELS = ("base", "sl", "rl", "ppo", "rloo", "grpo", "dpo")
 
 
 @dataclass(frozen=True)

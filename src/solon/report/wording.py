@@ -7,7 +7,7 @@ _THIN = "\u202f"
 NONE = "–"
 # What the table shows as 0.0 points, the words must not call a movement.
 _UNSEEN_SHIFT = 0.0005
-NAMES = {"base": "base", "sl": "SL", "rl": "RL"}
+NAMES = {"base": "base", "sl": "SL", "rl": "RL", "ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "dpo": "DPO"}
 
 Numbers = Mapping[str, Any]
 Interval = Sequence[float] | None

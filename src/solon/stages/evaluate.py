@@ -1,4 +1,4 @@
-"""Stage 9, evaluate: base, SL and RL model on prompts that none of them was trained on.
+"""Stage 9, evaluate: base, SL and RL models on prompts that none of them was trained on.
 
 Greedy answers; a judge taught by the evaluation principles alone, which no training stage has seen;
 every figure with a bootstrap interval over prompts. The helpful set shows over-refusal.
@@ -18,7 +18,7 @@ from solon.feedback.base import Judge, Question
 from solon.feedback.opening import pick
 from solon.models import ModelSource, resolve
 from solon.pipeline import Inputs
-from solon.plan import check_paths
+from solon.plan import check_paths, model_folder, rl_models
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Verdict, Written
 from solon.refusal import is_refusal
@@ -28,11 +28,11 @@ from solon.stages.common import asks, choose, engine_for, in_batches, judge_benc
 from solon.store import StageResult, Workspace, write_rows
 from solon.text import is_degenerate, words
 
-MODELS = ("base", "sl", "rl")
 SETS: tuple[PromptKind, ...] = ("red_team", "helpful")
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
+    models = compared(recipe)
     answers = _answers(recipe, inputs, workspace)
     write_rows(workspace.folder / "answers.parquet", Written, answers)
     bench = judge_bench(recipe, inputs, judge_engine(recipe, inputs), "evaluation")
@@ -43,16 +43,21 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     metrics = {
         "kind": picked.kind,
         "checks": [check.as_dict() for check in picked.checks],
-        "models": {name: describe(_of(answers, name), resamples, recipe.seed) for name in MODELS},
-        "pairwise": [p for on in SETS for p in _pairwise(verdicts, on, resamples, recipe.seed)],
-        "ratings": [r for on in SETS for r in _ratings(verdicts, on, resamples, recipe.seed)],
+        "models": {name: describe(_of(answers, name), resamples, recipe.seed) for name in models},
+        "pairwise": [p for on in SETS for p in _pairwise(verdicts, models, on, resamples, recipe.seed)],
+        "ratings": [r for on in SETS for r in _ratings(verdicts, models, on, resamples, recipe.seed)],
         "revision_rounds": _revision_curve(recipe, inputs, judge),
     }
     return StageResult(verdicts, metrics, outputs=("answers.parquet",))
 
 
+def compared(recipe: Recipe) -> tuple[str, ...]:
+    """The models that are compared, in their order of training."""
+    return ("base", "sl", *rl_models(recipe))
+
+
 def _answers(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Written]:
-    """Greedy answers of all three models, in planned batches of one model each."""
+    """Greedy answers of all models, in planned batches of one model each."""
     settings = recipe.evaluate
     prompts = inputs.rows("red_team", Prompt)
     chosen = [
@@ -62,12 +67,14 @@ def _answers(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Writt
     sources = {
         "base": inputs.base,
         "sl": resolve(str(inputs.folders["finetune"] / "model")),
-        "rl": resolve(str(inputs.folders["reinforce"] / "model")),
+        **{
+            name: resolve(str(inputs.folders["reinforce"] / model_folder(name))) for name in rl_models(recipe)
+        },
     }
     engines = _OneAtATime(recipe, sources)
     plan = [
         (f"{model}-{name}", [(model, prompt) for prompt in batch])
-        for model in MODELS
+        for model in sources
         for name, batch in in_batches(chosen, settings.batch)
     ]
     sampling = Sampling(max_tokens=settings.max_tokens, temperature=0.0)
@@ -106,8 +113,9 @@ def _of(answers: Sequence[Written], model: str) -> list[Written]:
 
 def _verdicts(recipe: Recipe, inputs: Inputs, judge: Judge, answers: Sequence[Written]) -> Iterator[Verdict]:
     """Every pair of models on every prompt, by an evaluation principle drawn for the prompt."""
-    by_model = {name: {a.prompt_id: a for a in _of(answers, name)} for name in MODELS}
-    for first, second in combinations(MODELS, 2):
+    models = compared(recipe)
+    by_model = {name: {a.prompt_id: a for a in _of(answers, name)} for name in models}
+    for first, second in combinations(models, 2):
         pairs = [(by_model[second][i], by_model[first][i]) for i in by_model[first]]
         principles = [
             inputs.constitution.draw(random.Random(seed_from(recipe.seed, a.prompt_id)), "evaluation")
@@ -139,10 +147,10 @@ def win(p_a: float) -> float:
 
 
 def _pairwise(
-    verdicts: Sequence[Verdict], on: PromptKind, resamples: int, seed: int
+    verdicts: Sequence[Verdict], models: Sequence[str], on: PromptKind, resamples: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Share of prompts on which model a's answer is preferred to model b's; ties count half."""
-    for first, second in combinations(MODELS, 2):
+    for first, second in combinations(models, 2):
         wins = [
             win(v.p_a)
             for v in verdicts
@@ -159,20 +167,22 @@ def _mean_with_interval(values: Sequence[float], resamples: int, seed: int, name
     return {name: float(np.mean(values)), "ci95": list(interval), "n": len(values)}
 
 
-def _ratings(verdicts: Sequence[Verdict], on: PromptKind, resamples: int, seed: int) -> list[dict[str, Any]]:
+def _ratings(
+    verdicts: Sequence[Verdict], models: Sequence[str], on: PromptKind, resamples: int, seed: int
+) -> list[dict[str, Any]]:
     """Bradley-Terry ratings from the wins of all pairs, resampled by prompt."""
     prompts = sorted({v.prompt_id for v in verdicts if v.on == on})
     place = {prompt: i for i, prompt in enumerate(prompts)}
-    wins = np.zeros((len(prompts), len(MODELS), len(MODELS)))
+    wins = np.zeros((len(prompts), len(models), len(models)))
     for v in verdicts:
         if v.on == on and v.p_a is not None:
-            a, b = MODELS.index(v.a_model), MODELS.index(v.b_model)
+            a, b = models.index(v.a_model), models.index(v.b_model)
             wins[place[v.prompt_id], a, b] += win(v.p_a)
             wins[place[v.prompt_id], b, a] += 1.0 - win(v.p_a)
     ratings, intervals = bootstrap_ratings(wins, resamples, seed)
     return [
         {"model": model, "on": on, "rating": float(rating), "ci95": [float(low), float(high)]}
-        for model, rating, (low, high) in zip(MODELS, ratings, intervals, strict=True)
+        for model, rating, (low, high) in zip(models, ratings, intervals, strict=True)
     ]
 
 

@@ -20,27 +20,40 @@ from accelerate.utils import InitProcessGroupKwargs
 from solon.digest import seed_from
 from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
-from solon.plan import shaping_path
+from solon.plan import model_folder, rl_models
+from solon.processes import this_process
 from solon.recipe import Recipe
-from solon.records import Prompt, Step
+from solon.records import PPO, Prompt, Step
+from solon.stages.neighbour import check_alone
+from solon.stages.neighbour import train as train_neighbour
 from solon.stages.prompting import Sampler, StepSampler, draw_prompts
 from solon.stages.rating import Watch
+from solon.stages.shaping import open_reward
 from solon.store import StageResult, Workspace
 from solon.training.adapters import save_merged
 from solon.training.policy import POLICY, Actors, open_actors
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
 from solon.training.resumable import Resumable
-from solon.training.rollout import Reward
-from solon.training.shaping import load_shaping, shape
 
 SOURCES = ("red_team", "helpful")
-PPO = "solon.ppo"
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
-    rows, metrics = _ppo(recipe, inputs, workspace, workspace.folder / "model")
-    return StageResult(rows, metrics, outputs=("model",))
+    algorithms = recipe.reinforce.algorithm
+    check_alone(this_process().count, algorithms)
+    rows: list[Step] = []
+    metrics: dict[str, Any] = {"algorithms": list(algorithms)}
+    names = rl_models(recipe)
+    for name, algorithm in names.items():
+        folder = workspace.folder / model_folder(name)
+        if algorithm == "ppo":
+            steps, figures = _ppo(recipe, inputs, workspace, folder)
+            metrics |= figures
+        else:
+            steps = train_neighbour(algorithm, recipe, inputs, workspace, folder)
+        rows += steps
+    return StageResult(rows, metrics, outputs=tuple(model_folder(name) for name in names))
 
 
 def _ppo(
@@ -88,7 +101,7 @@ class _Training:
             pick_dtype(recipe.dtype, device),
             seed_from(recipe.seed, "policy") % 2**31,
         )
-        reward = open_reward(recipe, inputs, actors)
+        reward = open_reward(recipe, inputs, actors.reward)
         rows = inputs.rows("red_team", Prompt)
         prompts = draw_prompts(recipe, rows, settings.steps * settings.episodes, "prompts")
         watched = draw_prompts(recipe, rows, settings.guard.prompts, "guard")
@@ -160,13 +173,3 @@ class _Training:
             found["guard"] = [e.as_dict() for e in self.watch.evidence]
             found["kept"] = self.watch.good if self.watch.stopped else done
         return found
-
-
-def open_reward(recipe: Recipe, inputs: Inputs, actors: Actors) -> Reward:
-    """The reward model's normalised score, as the recipe's own function shapes it if it names one."""
-
-    def model(episodes: Any) -> Any:
-        return actors.reward.score([e.ids for e in episodes])
-
-    found = shaping_path(recipe, inputs.beside)
-    return shape(model, load_shaping(*found)) if found else model

@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import GenerationConfig, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from solon.engines.local import _end_tokens
+from solon.engines.local import end_tokens
 from solon.errors import RunError, UsageError
 from solon.recipe import Reinforce
 from solon.records import Label
@@ -275,7 +275,7 @@ def _scorer(reward: Reward, setup: Setup) -> Callable[..., list[float]]:
 
     TRL cuts an answer behind its first end token and keeps that, so its last id tells whether it ended.
     """
-    encoder, ends = Encoder(setup.tokenizer), _end_tokens(setup.model, setup.tokenizer)
+    encoder, ends = Encoder(setup.tokenizer), end_tokens(setup.model, setup.tokenizer)
 
     def score(completion_ids: Any, ids: Any, source: Any, log_metric: Any, **_: Any) -> list[float]:
         episodes = [
@@ -299,7 +299,7 @@ def _plain_sampling(setup: Setup) -> Iterator[None]:
     before = model.generation_config
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=list(_end_tokens(model, tokenizer)),
+        eos_token_id=list(end_tokens(model, tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )
     try:

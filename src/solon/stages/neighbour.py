@@ -1,0 +1,96 @@
+"""RLOO, GRPO and DPO in the place of PPO, or beside it, by TRL: `training.neighbours` bound to a run."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from solon.digest import seed_from
+from solon.errors import UsageError
+from solon.models import load_model, load_tokenizer, pick_device, pick_dtype, resolve
+from solon.pipeline import Inputs
+from solon.recipe import Recipe
+from solon.records import Label, Prompt, Step
+from solon.stages.prompting import draw_prompts
+from solon.stages.shaping import open_reward
+from solon.store import Workspace
+from solon.training.adapters import save_merged
+from solon.training.encoding import Encoder
+from solon.training.neighbours import OnlinePrompt, Setup, preference_pairs, train_dpo, train_online
+from solon.training.reward_model import load_reward_model
+
+Neighbour = Literal["rloo", "grpo", "dpo"]
+
+
+def train(
+    algorithm: Neighbour, recipe: Recipe, inputs: Inputs, workspace: Workspace, folder: Path
+) -> list[Step]:
+    """Train and save the model into `folder`, unless it is there already; the steps.
+
+    Raises:
+        UsageError: several processes were launched.
+        RunError: a score, loss or gradient is no number.
+    """
+    if not folder.exists():
+        _train(algorithm, recipe, inputs, workspace, folder)
+    names = sorted(name for name in workspace.journal.batches if name.startswith(f"{algorithm}-"))
+    return [Step.model_validate(row) for name in names for row in workspace.journal.batches[name].rows]
+
+
+def _train(algorithm: Neighbour, recipe: Recipe, inputs: Inputs, workspace: Workspace, folder: Path) -> None:
+    settings, device = recipe.reinforce, pick_device(recipe.device)
+    dtype = pick_dtype(recipe.dtype, device)
+    source = resolve(str(inputs.folders["finetune"] / "model"))
+    tokenizer = load_tokenizer(source)
+    # TRL repeats the steps that are done when it goes on, and they are journalled anew.
+    journal = workspace.journal
+    journal.keep([name for name in journal.batches if not name.startswith(f"{algorithm}-")])
+    total = settings.steps
+    if algorithm == "dpo":
+        pairs = preference_pairs(inputs.rows("label", Label), Encoder(tokenizer), recipe.reward.max_tokens)
+        total = settings.epochs * -(-len(pairs) // settings.minibatch)
+    with workspace.reporter.task(algorithm, total, "steps") as advance:
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            row = Step(origin=f"trl.{algorithm}", step=step, metrics=json.dumps(metrics))
+            workspace.record(f"{algorithm}-{step:06d}", [row], 0, 0.0)
+            workspace.events.write("step", stage=workspace.stage, origin=row.origin, step=step, **metrics)
+            advance(1)
+
+        # Trained whole, TRL moves the weights themselves: a small step would be lost in bfloat16.
+        setup = Setup(
+            load_model(source, device, torch.float32 if settings.method == "full" else dtype),
+            tokenizer,
+            settings,
+            seed_from(recipe.seed, algorithm) % 2**31,
+            device,
+            workspace.folder / "checkpoint" / algorithm,
+            on_step,
+        )
+        if algorithm == "dpo":
+            trained = train_dpo(setup, pairs)
+        else:
+            trunk = load_model(source, device, dtype)
+            reward_model = load_reward_model(inputs.folders["reward"] / "model", trunk, tokenizer)
+            trained = train_online(
+                algorithm, setup, _asked(recipe, inputs), open_reward(recipe, inputs, reward_model)
+            )
+    save_merged(trained, tokenizer, folder, dtype)
+
+
+def _asked(recipe: Recipe, inputs: Inputs) -> list[OnlinePrompt]:
+    """PPO's prompts in PPO's order."""
+    count = recipe.reinforce.steps * recipe.reinforce.episodes
+    rows = draw_prompts(recipe, inputs.rows("red_team", Prompt), count, "prompts")
+    return [OnlinePrompt(prompt.text, prompt.kind) for prompt in rows]
+
+
+def check_alone(processes: int, algorithms: tuple[str, ...]) -> None:
+    """Raises UsageError where TRL's trainers would run in several processes: only PPO shares its work."""
+    others = [name for name in algorithms if name != "ppo"]
+    if processes > 1 and others:
+        raise UsageError(
+            f"{', '.join(others)}: {processes} processes were launched, and only ppo shares its work. Run it "
+            "in one process, or set reinforce.algorithm=ppo."
+        )

@@ -1,0 +1,26 @@
+"""The reward of a recipe: its reward model, as the recipe's own function shapes it."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from solon.pipeline import Inputs
+from solon.plan import shaping_path
+from solon.recipe import Recipe
+from solon.training.reward_model import RewardModel
+from solon.training.rollout import Episode, Reward
+from solon.training.shaping import load_shaping, shape
+
+
+def open_reward(recipe: Recipe, inputs: Inputs, model: RewardModel) -> Reward:
+    """The reward model's normalised score, shaped where the recipe names a function.
+
+    Raises:
+        UsageError: the function cannot be had.
+    """
+
+    def score(episodes: Sequence[Episode]) -> Tensor:
+        return model.score([e.ids for e in episodes])
+
+    found = shaping_path(recipe, inputs.beside)
+    return shape(score, load_shaping(*found)) if found else score

@@ -1,0 +1,88 @@
+"""Two processes on the CPU learn what one would, and go on after one of them was killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests import tiny_run
+
+_SAME = ("policy_loss", "value_loss", "score", "kl", "grad_norm", "explained_variance", "entropy")
+
+
+def _launch(recipe: Path, folder: Path) -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", str(port), "-m", "solon", "run", str(recipe), "--run-dir", str(folder)),
+    ]
+
+
+def _steps(folder: Path) -> list[dict[str, Any]]:
+    rows = pq.read_table(folder / "08_reinforce" / "rows.parquet").to_pylist()
+    return [json.loads(row["metrics"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.write(tmp_path_factory.mktemp("recipe"), tiny_model_folder)
+
+
+@pytest.fixture(scope="module")
+def one(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    tiny_run.open_run(recipe, folder).execute("reinforce")
+    return _steps(folder)
+
+
+def _assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in _SAME:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+        assert ours["ratio_error"] < 1e-5
+
+
+def test_two_processes_whiten_and_learn_as_one(
+    recipe: Path, one: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    done = subprocess.run(_launch(recipe, tmp_path / "two"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    _assert_same(_steps(tmp_path / "two"), one)
+    assert done.stdout.count("9/9 evaluate") == 1, "the second process says nothing"
+
+
+def test_a_vanished_process_stops_all_and_nothing_is_lost(
+    recipe: Path, one: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "two"
+    with subprocess.Popen(
+        _launch(recipe, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as running:
+        _kill_one(running, folder)
+        assert running.wait(timeout=120) != 0
+    assert not (folder / "08_reinforce" / "manifest.json").exists()
+    again = subprocess.run(_launch(recipe, folder), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-2000:]
+    _assert_same(_steps(folder), one)
+
+
+def _kill_one(running: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Kill the last of the launcher's children once PPO has begun."""
+    plan, deadline = folder / "08_reinforce" / "plan.json", time.monotonic() + 120
+    while not plan.exists():
+        assert time.monotonic() < deadline, "PPO never began"
+        time.sleep(0.02)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)

@@ -1,0 +1,51 @@
+"""The guard against over-optimisation stops when the score rises and the judge's rating falls, only then."""
+
+import pytest
+
+from solon.errors import RunError
+from solon.training.guard import Rated, best, compare, from_dict
+
+GOOD = Rated(4, (0.1,) * 20, tuple(0.6 + 0.01 * (i % 3) for i in range(20)))
+
+
+def _worse(score: float, by: float, spread: float = 0.01) -> Rated:
+    ratings = tuple(p - by + spread * (-1) ** i for i, p in enumerate(GOOD.ratings) if p is not None)
+    return Rated(8, (score,) * 20, ratings)
+
+
+def test_a_higher_score_and_a_clearly_lower_rating_is_over_optimised() -> None:
+    found = compare(GOOD, _worse(0.9, by=0.2), seed=0)
+    assert found.over_optimised
+    assert found.change == pytest.approx(-0.2)
+    assert found.ci95[0] <= found.change <= found.ci95[1] < 0
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        _worse(0.05, by=0.2),  # the score fell too: training failed, but nothing was gamed
+        _worse(0.9, by=-0.2),  # both rose
+        _worse(0.9, by=0.01, spread=0.3),  # too noisy to tell
+    ],
+)
+def test_anything_else_goes_on(now: Rated) -> None:
+    assert not compare(GOOD, now, seed=0).over_optimised
+
+
+def test_pairs_that_were_not_scored_are_left_out() -> None:
+    now = Rated(8, (0.9,) * 20, (None,) * 10 + tuple(0.3 for _ in range(10)))
+    found = compare(GOOD, now, seed=0)
+    assert found.rating == pytest.approx(0.3)
+    assert found.over_optimised
+    with pytest.raises(RunError, match="no guard prompt at both checks"):
+        compare(GOOD, Rated(8, (0.9,) * 20, (None,) * 20), seed=0)
+
+
+def test_the_best_check_is_the_judges_and_of_equals_the_later() -> None:
+    again = Rated(12, (0.0,) * 20, GOOD.ratings)
+    assert best([GOOD, _worse(0.9, by=0.2), again]) is again
+
+
+def test_a_check_survives_a_checkpoint() -> None:
+    data = {"step": 4, "scores": list(GOOD.scores), "ratings": list(GOOD.ratings)}
+    assert from_dict(data) == GOOD
