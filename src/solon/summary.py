@@ -119,6 +119,7 @@ def _ppo(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "score_last": _mean(steps[-tenth:], "score"),
         "beta": steps[-1]["beta"],
         "ratio_error": max(step["ratio_error"] for step in steps),
+        **{name: metrics[name] for name in ("guard", "kept") if name in metrics},
     }
 
 
@@ -142,6 +143,15 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
         found.append(
             f"The reward model is not better than chance on held-out pairs {measured}: "
             "PPO was trained on noise."
+        )
+    stopped = [found for found in summary.get("ppo", {}).get("guard", ()) if found["over_optimised"]]
+    if stopped:
+        last = stopped[-1]
+        low, high = last["ci95"]
+        found.append(
+            f"PPO was stopped after {last['step']} steps: the reward rose while the judge's own rating fell "
+            f"by {-last['change']:.2f} (95 % interval {-high:.2f} to {-low:.2f}). The model after "
+            f"{summary['ppo']['kept']} steps is kept."
         )
     revisions = summary.get("revisions")
     if revisions and revisions["usable"] < _FEW_USABLE * revisions["total"]:

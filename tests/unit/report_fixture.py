@@ -148,7 +148,7 @@ def revised(prompt: Prompt, number: int) -> list[Written]:
 
 
 def _step(number: int, metrics: dict[str, Any]) -> Step:
-    return Step(origin="solon", step=number, metrics=json.dumps(metrics))
+    return Step(origin="solon.ppo", step=number, metrics=json.dumps(metrics))
 
 
 def ppo_steps(count: int) -> list[Step]:

@@ -166,7 +166,20 @@ def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         rows.append(
             ("PPO: KL from the SL model, nats an episode", wording.decimal(ppo["kl"]), wording.NONE, "")
         )
+    rows += [_guard_row(found) for found in ppo.get("guard", ())]
     return [row for row in rows if row]
+
+
+def _guard_row(found: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """One check against over-optimisation: the reward beside the judge's own rating."""
+    change = " to ".join(wording.decimal(bound) for bound in found["ci95"])
+    return (
+        f"Guard after {found['step']} steps: score; judge's rating over the SL model"
+        + (" (over-optimised: stopped)" if found["over_optimised"] else ""),
+        f"{wording.decimal(found['score'])}; {wording.percent(found['rating'])}",
+        f"change from the best check {change}",
+        "",
+    )
 
 
 def _accuracy(name: str, judge: Mapping[str, Any], key: str) -> tuple[str, str, str, str] | None:
