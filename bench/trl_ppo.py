@@ -18,7 +18,6 @@ With `minibatches` above 1 it still makes one optimiser step an epoch: it accumu
 import contextlib
 import json
 import math
-import resource
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+import record
 import torch
 from datasets import Dataset
 from transformers import (
@@ -96,7 +96,7 @@ def peak_memory_mb(device: str) -> float:
     """MiB at most so far: of the GPU's tensors, or of the process's resident memory (on Linux)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return record.peak_memory_mb()
 
 
 def tokenizer_of(settings: Settings) -> PreTrainedTokenizerBase:

@@ -1,15 +1,18 @@
 """A tiny policy with a tiny reward model, and episodes by hand, for the tests of PPO."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from solon.engines.base import GenerateRequest, user
 from solon.engines.local import LocalEngine
 from solon.models import load_tokenizer, resolve
 from solon.recipe import Lora, Reinforce
 from solon.settings import Sampling
+from solon.training.encoding import Encoder
 from solon.training.policy import Actors, open_actors
 from solon.training.reward_model import new_reward_model
 from solon.training.rollout import Episode
@@ -53,6 +56,11 @@ def stir(module: torch.nn.Module, seed: int, scale: float = 0.02) -> None:
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
+def odd_shares(episodes: Sequence[Episode]) -> Tensor:
+    """The share of odd token ids in each answer: a reward whose optimum is 1."""
+    return torch.tensor([sum(t % 2 for t in e.answer) / len(e.answer) for e in episodes])
+
+
 class Asker:
     """Samples answers of a policy to one short prompt."""
 
@@ -61,9 +69,7 @@ class Asker:
         self._view = made.policy.actor
         self._engine = LocalEngine(self._view.model, self._tokenizer, "policy")
         self._sampling = Sampling(max_tokens=tokens, temperature=temperature)
-        turns = [{"role": "user", "content": "go"}]
-        ids = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        self.prompt = tuple(ids)
+        self.prompt = Encoder(self._tokenizer).prompt("go")
 
     def __call__(self, step: int, count: int) -> list[Episode]:
         requests = [GenerateRequest(user("go"), self._sampling, 10_000 * step + i) for i in range(count)]

@@ -22,7 +22,7 @@ from solon.plan import (
     shaping_path,
     stage_key,
 )
-from solon.processes import alone, this_process, wait_until
+from solon.processes import Process, alone, this_process, wait_until
 from solon.progress import Reporter
 from solon.recipe import Recipe
 from solon.records import Row
@@ -89,6 +89,7 @@ class Run:
         check_paths(recipe, beside)
         shaping_path(recipe, beside)
         _check_fit(recipe, self.constitution)
+        _check_alone(recipe, self.process)
         _check_owner(folder, recipe)
 
     def plan(self, until: str | None = None) -> list[Planned]:
@@ -247,6 +248,16 @@ def _check_fit(recipe: Recipe, constitution: Constitution) -> None:
                 f"the constitution {constitution.name} has {count} comparisons for {purpose} principles; "
                 f"the judge needs {wanted}. Write more under demonstrations.comparisons."
             )
+
+
+def _check_alone(recipe: Recipe, process: Process) -> None:
+    """Refuse TRL's trainers in several processes: only PPO shares its work."""
+    others = [name for name in recipe.reinforce.algorithm if name != "ppo"]
+    if process.count > 1 and others:
+        raise UsageError(
+            f"{', '.join(others)}: {process.count} processes were launched, and only ppo shares its work. "
+            "Run it in one process, or set reinforce.algorithm=ppo."
+        )
 
 
 def _check_owner(folder: Path, recipe: Recipe) -> None:

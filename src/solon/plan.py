@@ -67,11 +67,15 @@ def check_paths(recipe: Recipe, beside: Path) -> list[Path]:
     """The judge's check file, if the recipe names one. Raises UsageError if it is absent."""
     if not recipe.judge.check:
         return []
-    path = Path(recipe.judge.check).expanduser()
+    return [_users_file("judge.check", recipe.judge.check, beside)]
+
+
+def _users_file(key: str, file: str, beside: Path) -> Path:
+    path = Path(file).expanduser()
     found = path if path.is_absolute() else beside / path
     if not found.is_file():
-        raise UsageError(f"judge.check: there is no file {found}. Give a path relative to the recipe.")
-    return [found]
+        raise UsageError(f"{key}: there is no file {found}. Give a path relative to the recipe.")
+    return found
 
 
 def shaping_path(recipe: Recipe, beside: Path) -> tuple[Path, str] | None:
@@ -88,11 +92,7 @@ def shaping_path(recipe: Recipe, beside: Path) -> tuple[Path, str] | None:
             f"reinforce.reward: {recipe.reinforce.reward}: write a file and a function in it, for instance "
             "rewards.py:brief."
         )
-    path = Path(file).expanduser()
-    found = path if path.is_absolute() else beside / path
-    if not found.is_file():
-        raise UsageError(f"reinforce.reward: there is no file {found}. Give a path relative to the recipe.")
-    return found, name
+    return _users_file("reinforce.reward", file, beside), name
 
 
 def _shaping_files(recipe: Recipe, beside: Path) -> list[Path]:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from solon.errors import UsageError
 from solon.report.page import write_report
 from solon.summary import write_summary
 from tests import tiny_run
@@ -39,3 +42,14 @@ def test_a_run_compares_algorithms(tmp_path: Path, tiny_model_folder: Path) -> N
         "reinforce.steps=2",
     ).execute()
     assert all(reused for _, reused in again)
+
+
+def test_only_ppo_shares_its_work_and_this_is_said_before_any(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_run.write(tmp_path / "r", tiny_model_folder)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="rloo: 2 processes were launched, and only ppo shares its work"):
+        tiny_run.open_run(recipe, tmp_path / "run", "reinforce.algorithm=[ppo, rloo]", "reinforce.group=2")
+    assert not (tmp_path / "run").exists()

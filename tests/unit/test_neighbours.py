@@ -23,7 +23,7 @@ from solon.training.neighbours import (
     train_online,
 )
 from solon.training.rollout import Episode
-from tests.ppo_setup import settings
+from tests.ppo_setup import odd_shares, settings
 
 Algorithm = Literal["rloo", "grpo"]
 BOTH = pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
@@ -54,7 +54,7 @@ class OddShare:
 
     def __call__(self, episodes: Sequence[Episode]) -> Tensor:
         self.calls.append(list(episodes))
-        return torch.tensor([sum(t % 2 for t in e.answer) / len(e.answer) for e in episodes])
+        return odd_shares(episodes)
 
 
 Make = Callable[..., tuple[Setup, Told]]

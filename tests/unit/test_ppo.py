@@ -19,7 +19,7 @@ from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode, Rollout, evaluate, pad_tokens, plan_epochs, shaped
 from solon.training.views import using
-from tests.ppo_setup import EPISODES, PLAN, Asker, actors, settings, stir
+from tests.ppo_setup import EPISODES, PLAN, Asker, actors, odd_shares, settings, stir
 
 ALONE = Ranks()
 SCORES = torch.tensor([0.5, -0.25, 1.0, 0.0])
@@ -282,8 +282,7 @@ class OddShare:
         self._scale = scale
 
     def __call__(self, episodes: Sequence[Episode]) -> Tensor:
-        shares = [sum(t % 2 for t in e.answer) / len(e.answer) for e in episodes]
-        return self._scale * torch.tensor(shares)
+        return self._scale * odd_shares(episodes)
 
 
 def test_it_reaches_the_known_optimum(tiny_model_folder: Path, tmp_path: Path) -> None:

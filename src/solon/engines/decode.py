@@ -134,12 +134,9 @@ class _Reserved(DynamicLayer):  # type: ignore[misc]
             self._store(layer.keys, layer.values)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         start, count = self.get_seq_length(), key_states.shape[-2]
         if self._buffers is None or start + count > self._buffers[0].shape[-2]:
-            old = (self.keys, self.values) if start else None
-            self._store(*(_joined(old, (key_states, value_states))))
+            self._store(*super().update(key_states, value_states))
         else:
             for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
                 buffer[..., start : start + count, :] = new
@@ -165,12 +162,6 @@ class _Reserved(DynamicLayer):  # type: ignore[misc]
 
 def _with_room(x: Tensor, room: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, 0, 0, room))
-
-
-def _joined(old: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    if old is None:
-        return new
-    return torch.cat([old[0], new[0]], dim=-2), torch.cat([old[1], new[1]], dim=-2)
 
 
 def _reserve(cache: DynamicCache, room: int) -> None:

@@ -13,8 +13,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from solon.report import ink
 from solon.report.statistics import moving_mean
+from solon.report.wording import NAMES
 
-MODELS = {"base": "Base", "sl": "SL", "rl": "RL", "ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "dpo": "DPO"}
+MODELS = {**NAMES, "base": "Base"}  # A label begins with a capital
 SETS = {"red_team": "Red-team prompts", "helpful": "Ordinary prompts"}
 _COLOURS = {"base": ink.BASE, "sl": ink.SL, "rl": ink.RL}
 _SMOOTHED_FROM = 10

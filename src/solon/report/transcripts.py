@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from solon.records import PromptKind, Verdict, Written
 from solon.report.worddiff import Piece, word_diff
+from solon.report.wording import NAMES
 
 _LONGEST = 2_000
-MODELS = ("base", "sl", "rl", "ppo", "rloo", "grpo", "dpo")
+MODELS = tuple(NAMES)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from solon.text import complete_sentences, is_degenerate
 from solon.training.adapters import lora_config, save_merged
 from solon.training.answer_trainer import IGNORED, AnswerTrainer
 from solon.training.encoding import Encoded, Encoder
+from solon.training.trl_trainers import common_settings, last_checkpoint
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
@@ -107,26 +108,12 @@ def _trainer(
     optimiser = settings.optimiser
     on_cpu = pick_device(recipe.device) == "cpu"
     config = SFTConfig(
-        output_dir=str(checkpoints),
         per_device_train_batch_size=optimiser.batch,
         num_train_epochs=optimiser.epochs,
-        learning_rate=optimiser.learning_rate,
-        lr_scheduler_type="linear",
-        max_grad_norm=optimiser.max_grad_norm,
-        save_strategy="steps",
         save_steps=optimiser.save_every,
-        save_total_limit=1,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
         bf16=settings.method == "full" and dtype == torch.bfloat16,
-        use_cpu=on_cpu,
-        activation_checkpointing=not on_cpu,
-        dataloader_pin_memory=not on_cpu,
         max_length=None,
-        report_to=[],
-        disable_tqdm=True,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
+        **common_settings(checkpoints, optimiser.learning_rate, optimiser.max_grad_norm, recipe.seed, on_cpu),
     )
     trainer = AnswerTrainer(
         model=model,
@@ -160,21 +147,6 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             )
         self._workspace.events.write("step", stage="finetune", step=state.global_step, loss=logs["loss"])
         self._advance(1)
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint. The trainer writes its state file last."""
-    complete = [p for p in folder.glob("checkpoint-*") if _is_json(p / "trainer_state.json")]
-    newest = max(complete, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
-    return str(newest) if newest else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _steps(history: Sequence[dict[str, Any]]) -> list[Step]:

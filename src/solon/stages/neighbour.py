@@ -1,13 +1,11 @@
 """RLOO, GRPO and DPO in the place of PPO, or beside it, by TRL: `training.neighbours` bound to a run."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from solon.digest import seed_from
-from solon.errors import UsageError
 from solon.models import load_model, load_tokenizer, pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
@@ -19,6 +17,7 @@ from solon.training.adapters import save_merged
 from solon.training.encoding import Encoder
 from solon.training.neighbours import OnlinePrompt, Setup, preference_pairs, train_dpo, train_online
 from solon.training.reward_model import load_reward_model
+from solon.training.step_log import StepLog
 
 Neighbour = Literal["rloo", "grpo", "dpo"]
 
@@ -29,23 +28,29 @@ def train(
     """Train and save the model into `folder`, unless it is there already; the steps.
 
     Raises:
-        UsageError: several processes were launched.
+        UsageError: a step's answers do not make whole minibatches.
         RunError: a score, loss or gradient is no number.
     """
+    log = StepLog(workspace, algorithm)
     if not folder.exists():
-        _train(algorithm, recipe, inputs, workspace, folder)
-    names = sorted(name for name in workspace.journal.batches if name.startswith(f"{algorithm}-"))
-    return [Step.model_validate(row) for name in names for row in workspace.journal.batches[name].rows]
+        _train(algorithm, recipe, inputs, workspace, log, folder)
+    return log.rows()
 
 
-def _train(algorithm: Neighbour, recipe: Recipe, inputs: Inputs, workspace: Workspace, folder: Path) -> None:
+def _train(
+    algorithm: Neighbour,
+    recipe: Recipe,
+    inputs: Inputs,
+    workspace: Workspace,
+    log: StepLog,
+    folder: Path,
+) -> None:
     settings, device = recipe.reinforce, pick_device(recipe.device)
     dtype = pick_dtype(recipe.dtype, device)
     source = resolve(str(inputs.folders["finetune"] / "model"))
     tokenizer = load_tokenizer(source)
     # TRL repeats the steps that are done when it goes on, and they are journalled anew.
-    journal = workspace.journal
-    journal.keep([name for name in journal.batches if not name.startswith(f"{algorithm}-")])
+    log.keep(0)
     total = settings.steps
     if algorithm == "dpo":
         pairs = preference_pairs(inputs.rows("label", Label), Encoder(tokenizer), recipe.reward.max_tokens)
@@ -53,9 +58,7 @@ def _train(algorithm: Neighbour, recipe: Recipe, inputs: Inputs, workspace: Work
     with workspace.reporter.task(algorithm, total, "steps") as advance:
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
-            row = Step(origin=f"trl.{algorithm}", step=step, metrics=json.dumps(metrics))
-            workspace.record(f"{algorithm}-{step:06d}", [row], 0, 0.0)
-            workspace.events.write("step", stage=workspace.stage, origin=row.origin, step=step, **metrics)
+            log.write(step, f"trl.{algorithm}", metrics)
             advance(1)
 
         # Trained whole, TRL moves the weights themselves: a small step would be lost in bfloat16.
@@ -84,13 +87,3 @@ def _asked(recipe: Recipe, inputs: Inputs) -> list[OnlinePrompt]:
     count = recipe.reinforce.steps * recipe.reinforce.episodes
     rows = draw_prompts(recipe, inputs.rows("red_team", Prompt), count, "prompts")
     return [OnlinePrompt(prompt.text, prompt.kind) for prompt in rows]
-
-
-def check_alone(processes: int, algorithms: tuple[str, ...]) -> None:
-    """Raises UsageError where TRL's trainers would run in several processes: only PPO shares its work."""
-    others = [name for name in algorithms if name != "ppo"]
-    if processes > 1 and others:
-        raise UsageError(
-            f"{', '.join(others)}: {processes} processes were launched, and only ppo shares its work. Run it "
-            "in one process, or set reinforce.algorithm=ppo."
-        )

@@ -10,7 +10,6 @@ from solon.engines.local import LocalEngine
 from solon.errors import RunError, UsageError
 from solon.recipe import Recipe, Reinforce
 from solon.records import Prompt
-from solon.settings import Sampling
 from solon.stages.common import asks, choose
 from solon.text import is_degenerate
 from solon.training.encoding import Encoder
@@ -63,11 +62,11 @@ class Sampler:
                 )
 
     def answer(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, reference: bool = False
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], reference: bool = False
     ) -> list[tuple[Episode, str]]:
         """Episodes and texts, in the order of the prompts; with `reference` those of the model before RL."""
         requests = [
-            GenerateRequest(asks(prompt.text), sampling, seed)
+            GenerateRequest(asks(prompt.text), self._settings.sampling, seed)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         with using(self._view.model, None if reference else self._view.adapter):
@@ -107,5 +106,5 @@ class StepSampler:
             )
         prompts = [self._prompts[step * count + i] for i in mine]
         seeds = [seed_from(self._seed, "episode", step, i) for i in mine]
-        found = self._sampler.answer(prompts, seeds, self._settings.sampling)
+        found = self._sampler.answer(prompts, seeds)
         return [episode for episode, _ in found]

@@ -19,7 +19,7 @@ from solon.stages.common import judge_engine, picked_judge
 from solon.stages.prompting import Sampler
 from solon.training.checkpoints import load, save
 from solon.training.guard import Evidence, Rated, best, compare, from_dict
-from solon.training.rollout import Reward, shaped
+from solon.training.rollout import Episode, Reward, shaped
 
 
 class Watch:
@@ -70,17 +70,21 @@ class Watch:
 
     def begin(self, tensors: Mapping[str, Tensor]) -> None:
         """The check before the first step: the SL model against itself."""
-        self._checks = [self._rate(0)]
+        self._checks = [self._rated(0, self._first_answers())]
         save(self._folder, dict(tensors), {"step": 0})
 
     def check(self, step: int, tensors: Mapping[str, Tensor]) -> Evidence:
         """Rate the policy after `step` steps; `tensors` are its parameters, kept if it is the best."""
-        now = self._rate(step)
-        found = compare(best(self._checks), now, seed_from(self._recipe.seed, "guard", step))
-        self._checks.append(now)
-        self._evidence.append(found)
+        now = self._rated(step, self._sampler.answer(self._prompts, self._seeds))
+        found = self._add(now)
         if best(self._checks) is now:
             save(self._folder, dict(tensors), {"step": step})
+        return found
+
+    def _add(self, now: Rated) -> Evidence:
+        found = compare(best(self._checks), now, seed_from(self._recipe.seed, "guard", now.step))
+        self._checks.append(now)
+        self._evidence.append(found)
         return found
 
     def good_tensors(self) -> dict[str, Tensor]:
@@ -92,25 +96,31 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
-        checks = [asdict(check) for check in self._checks]
-        return {"checks": checks, "evidence": [found.as_dict() for found in self._evidence]}
+        return {"checks": [asdict(check) for check in self._checks]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
-        self._checks = [from_dict(check) for check in state["checks"]]
-        self._evidence = [Evidence(**{**e, "ci95": tuple(e["ci95"])}) for e in state["evidence"]]
+        checks = [from_dict(check) for check in state["checks"]]
+        self._checks, self._evidence = checks[:1], []
+        for check in checks[1:]:
+            self._add(check)
 
-    def _rate(self, step: int) -> Rated:
-        settings, seed = self._recipe.reinforce, self._recipe.seed
-        seeds = [seed_from(seed, "guard answer", i) for i in range(len(self._prompts))]
+    @property
+    def _seeds(self) -> list[int]:
+        return [seed_from(self._recipe.seed, "guard answer", i) for i in range(len(self._prompts))]
+
+    def _first_answers(self) -> list[tuple[Episode, str]]:
+        """The SL model's answers, which all later ones are rated against."""
+        found = self._sampler.answer(self._prompts, self._seeds, reference=True)
+        self._first = [text for _, text in found]
+        return found
+
+    def _rated(self, step: int, answers: Sequence[tuple[Episode, str]]) -> Rated:
         if not self._first:
-            first = self._sampler.answer(self._prompts, seeds, settings.sampling, reference=True)
-            self._first = [text for _, text in first]
-        answers = self._sampler.answer(self._prompts, seeds, settings.sampling)
+            self._first_answers()
         episodes = [episode for episode, _ in answers]
-        scores = shaped(self._reward(episodes), episodes, settings)
-        texts = [text for _, text in answers]
-        return Rated(step, tuple(scores.tolist()), tuple(self._ratings(texts)))
+        scores = shaped(self._reward(episodes), episodes, self._recipe.reinforce)
+        return Rated(step, tuple(scores.tolist()), tuple(self._ratings([text for _, text in answers])))
 
     def _ratings(self, texts: Sequence[str]) -> list[float | None]:
         """P(better than the SL model's answer); equal texts are a tie without asking."""

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -21,10 +21,8 @@ from solon.digest import seed_from
 from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
 from solon.plan import model_folder, rl_models
-from solon.processes import this_process
 from solon.recipe import Recipe
-from solon.records import PPO, Prompt, Step
-from solon.stages.neighbour import check_alone
+from solon.records import PPO, Prompt, PromptKind, Step
 from solon.stages.neighbour import train as train_neighbour
 from solon.stages.prompting import Sampler, StepSampler, draw_prompts
 from solon.stages.rating import Watch
@@ -36,12 +34,11 @@ from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
 from solon.training.resumable import Resumable
 
-SOURCES = ("red_team", "helpful")
+SOURCES = get_args(PromptKind)
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     algorithms = recipe.reinforce.algorithm
-    check_alone(this_process().count, algorithms)
     rows: list[Step] = []
     metrics: dict[str, Any] = {"algorithms": list(algorithms)}
     names = rl_models(recipe)
@@ -59,7 +56,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
 def _ppo(
     recipe: Recipe, inputs: Inputs, workspace: Workspace, folder: Path
 ) -> tuple[list[Step], dict[str, Any]]:
-    """Train by PPO and save the model into `folder`, unless it is there already."""
+    """Train by PPO, from the last checkpoint if there is one, and save the model into `folder`."""
     training = _Training.open(recipe, inputs, workspace)
     training.run()
     training.accelerator.end_training()

@@ -23,12 +23,12 @@ from solon.engines.local import end_tokens
 from solon.errors import RunError, UsageError
 from solon.recipe import Reinforce
 from solon.records import Label
-from solon.stages.finetune import last_checkpoint
 from solon.text import is_degenerate
 from solon.training.adapters import lora_config
 from solon.training.encoding import Encoder
 from solon.training.optimiser import PPO_EPSILON
 from solon.training.rollout import Episode, Reward, shaped
+from solon.training.trl_trainers import common_settings, last_checkpoint
 
 OnStep = Callable[[int, dict[str, float]], None]
 """Hears of every step in order, counted from 0; a resumed call first repeats those that are done already."""
@@ -223,37 +223,25 @@ def _online(algorithm: str, setup: Setup, prompt_tokens: int, updates: int) -> t
 
 def _config(kind: Any, setup: Setup, row_tokens: int, **own: Any) -> Any:
     """What all three share. Micro-batches keep to `batch_tokens`, counting `row_tokens` for each row."""
-    settings, on_cpu = setup.settings, setup.device == "cpu"
+    settings = setup.settings
     share = max(1, settings.minibatch // setup.processes)
     fitting = max(1, settings.batch_tokens // row_tokens)
     micro = max(n for n in range(1, share + 1) if share % n == 0 and n <= fitting)
     config = kind(
-        output_dir=str(setup.folder),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=share // micro,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        max_grad_norm=settings.max_grad_norm,
-        save_strategy="steps",
-        save_total_limit=1,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
         # TRL's default is autocast to bfloat16. Here the model computes in its own type, sampling and
         # learning alike, and PEFT keeps the adapters in float32, where small steps are not lost.
         bf16=False,
-        use_cpu=on_cpu,
-        activation_checkpointing=not on_cpu,
-        dataloader_pin_memory=not on_cpu,
         # By default "no cache" would be written into the config that is saved with the model.
         use_cache=getattr(setup.model.config, "use_cache", True),
         # Sampled, old and new log-probabilities must be of the same function.
         disable_dropout=True,
         # Mixtures of experts: PPO's loss has no such part.
         router_aux_loss_coef=0.0,
-        report_to=[],
-        disable_tqdm=True,
-        seed=setup.seed,
-        data_seed=setup.seed,
+        **common_settings(
+            setup.folder, settings.learning_rate, settings.max_grad_norm, setup.seed, setup.device == "cpu"
+        ),
         **own,
     )
     config._n_gpu = 1  # A process uses one, as in PPO; TRL refuses to run where it sees more.

@@ -69,21 +69,16 @@ class Optimiser:
 
     def tensors(self) -> dict[str, Tensor]:
         """Masters and AdamW's moments: all that a checkpoint needs."""
-        masters = {name: master.detach() for name, master in self._masters.items()}
-        return masters | optimiser_tensors(self._adam, list(self._masters))
+        return self.masters() | optimiser_tensors(self._adam, list(self._masters))
 
     def masters(self) -> dict[str, Tensor]:
         """The parameters in float32, by name."""
         return {name: master.detach() for name, master in self._masters.items()}
 
+    @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` gave. Raises RunError if it is of other parameters."""
         restore_optimiser(self._adam, tensors, list(self._masters))
-        self.restore_masters(tensors)
-
-    @torch.no_grad()
-    def restore_masters(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the parameters alone. Raises KeyError if one is missing."""
         for name, master in self._masters.items():
             master.copy_(tensors[name])
         self._publish()

@@ -4,7 +4,6 @@ A step's row is journalled before the checkpoint that contains the step, and row
 are dropped on resume: they are made again, the same, because every step draws from its own seed.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from solon.records import Step
 from solon.store import Workspace
 from solon.training.checkpoints import load, save
 from solon.training.optimiser import Optimiser
+from solon.training.step_log import StepLog
 
 
 class Resumable:
@@ -25,8 +25,8 @@ class Resumable:
     def __init__(
         self, workspace: Workspace, optimiser: Optimiser, name: str | None = None, main: bool = True
     ) -> None:
-        self._workspace = workspace
-        self._name = name
+        self._stage = workspace.stage
+        self._log = StepLog(workspace, name)
         self._folder = workspace.folder / "checkpoint" / (name or "")
         self._optimiser = optimiser
         self._main = main
@@ -35,11 +35,11 @@ class Resumable:
         """Restore the last checkpoint; the next step to do, and what was saved with it."""
         saved = load(self._folder)
         if saved is None:
-            self._keep(0)
+            self._forget_after(0)
             return 0, {}
         tensors, meta = saved
         self._optimiser.restore(tensors)
-        self._keep(int(meta["next"]))
+        self._forget_after(int(meta["next"]))
         return int(meta["next"]), dict(meta["extra"])
 
     def record(
@@ -51,7 +51,7 @@ class Resumable:
         seconds: float,
         timing: Mapping[str, float] | None = None,
     ) -> None:
-        """Journal a step. `timing` goes to the event log alone: equal runs have equal rows.
+        """Journal a step, as `StepLog.write` does.
 
         Raises:
             RunError: a metric is no number; the last checkpoint stays.
@@ -59,15 +59,11 @@ class Resumable:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise RunError(
-                f"{self._workspace.stage}: {', '.join(bad)} is no number at step {step}. The last checkpoint "
-                f"is kept. Lower {self._workspace.stage}'s learning rate, or set dtype=float32."
+                f"{self._stage}: {', '.join(bad)} is no number at step {step}. The last checkpoint "
+                f"is kept. Lower {self._stage}'s learning rate, or set dtype=float32."
             )
-        if not self._main:
-            return
-        row = Step(origin=origin, step=step, metrics=json.dumps(metrics))
-        self._workspace.record(self._batch(step), [row], tokens, seconds)
-        told = {**metrics, **(timing or {})}
-        self._workspace.events.write("step", stage=self._workspace.stage, origin=origin, step=step, **told)
+        if self._main:
+            self._log.write(step, origin, metrics, tokens, seconds, timing)
 
     def save(self, next_step: int, **extra: Any) -> None:
         """Write a checkpoint after which `next_step` is to be done."""
@@ -76,18 +72,8 @@ class Resumable:
 
     def rows(self) -> list[Step]:
         """The steps done so far, of this training alone."""
-        batches = self._workspace.journal.batches.items()
-        return [Step.model_validate(row) for name, b in batches if self._own(name) for row in b.rows]
+        return self._log.rows()
 
-    def _keep(self, next_step: int) -> None:
+    def _forget_after(self, next_step: int) -> None:
         if self._main:
-            done = {self._batch(step) for step in range(next_step)}
-            names = self._workspace.journal.batches
-            self._workspace.journal.keep([n for n in names if n in done or not self._own(n)])
-
-    def _batch(self, step: int) -> str:
-        return f"{self._name}-{step:06d}" if self._name else f"{step:06d}"
-
-    def _own(self, batch: str) -> bool:
-        name, _, _ = batch.rpartition("-")
-        return name == (self._name or "")
+            self._log.keep(next_step)

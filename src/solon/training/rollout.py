@@ -81,9 +81,10 @@ def plan_epochs(
     everywhere. A part may be empty: the process then joins the others' step with no gradient of its own.
     """
     lengths = [len(e.ids) for e in episodes]
+    place = {episode: k for k, episode in enumerate(ranks.mine(settings.episodes))}
 
     def mine(batch: Sequence[int]) -> Minibatch:
-        local = sorted(i // ranks.count for i in batch if i % ranks.count == ranks.rank)
+        local = sorted(place[i] for i in batch if i in place)
         micro = budget_batches([lengths[i] for i in local], settings.batch_tokens)
         return [[local[k] for k in part] for part in micro]
 
