@@ -36,8 +36,12 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: version(name) for name in ("solon", "torch", "transformers", *packages)}
 
 
-def peak_memory_mb() -> float:
-    """The largest resident memory of this process so far, in MB (Linux counts in KiB)."""
+def peak_memory_mb(device: str = "cpu") -> float:
+    """The most so far, in MiB: resident memory of this process (Linux: KiB), or tensors on a GPU."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -385,5 +385,16 @@ def test_a_constant_reward_stops_after_three_steps(tiny_model_folder: Path, tmp_
     )
     trainer.step(0)
     trainer.step(1)
-    with pytest.raises(RunError, match=r"last 3 steps has the same score, 0\.5"):
+    with pytest.raises(RunError, match=r"first 3 steps has the same score, 0\.5"):
         trainer.step(2)
+
+
+def test_equal_scores_are_no_fault_once_they_have_differed(tiny_model_folder: Path, tmp_path: Path) -> None:
+    wanted = settings(steps=6, missing_end_score=None, sampling={"max_tokens": 2})
+    made = actors(tiny_model_folder, tmp_path, wanted)
+    ask = Asker(tiny_model_folder, made, 2)
+    scores = iter([torch.arange(4.0), *[torch.ones(4)] * 4])
+    trainer = PPOTrainer(made.policy, lambda _: next(scores), lambda step: ask(step, 4), wanted, seed=1)
+    for step in range(5):
+        trainer.step(step)
+    assert next(scores, None) is None, "all five steps were made"

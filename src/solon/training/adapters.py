@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from solon.recipe import Lora
 from solon.saving import saving, writing
+from solon.training.fused_lora import fuse
 
 
 def lora_config(settings: Lora) -> LoraConfig:
@@ -33,8 +34,10 @@ def add_adapter(model: Any, settings: Lora, seed: int, name: str) -> PeftModel:
     torch.manual_seed(seed)
     if isinstance(model, PeftModel):
         model.add_adapter(name, lora_config(settings), autocast_adapter_dtype=False)
-        return model
-    return get_peft_model(model, lora_config(settings), adapter_name=name, autocast_adapter_dtype=False)
+    else:
+        model = get_peft_model(model, lora_config(settings), adapter_name=name, autocast_adapter_dtype=False)
+    fuse(model)
+    return model
 
 
 def load_adapter(model: Any, folder: Path, name: str) -> PeftModel:
@@ -43,8 +46,10 @@ def load_adapter(model: Any, folder: Path, name: str) -> PeftModel:
     Errors are PEFT's and safetensors': OSError, ValueError, KeyError, RuntimeError.
     """
     if not isinstance(model, PeftModel):
-        return PeftModel.from_pretrained(model, folder, adapter_name=name, autocast_adapter_dtype=False)
-    model.load_adapter(str(folder), name, autocast_adapter_dtype=False)
+        model = PeftModel.from_pretrained(model, folder, adapter_name=name, autocast_adapter_dtype=False)
+    else:
+        model.load_adapter(str(folder), name, autocast_adapter_dtype=False)
+    fuse(model)
     return model
 
 

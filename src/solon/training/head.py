@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-_LOGITS_CPU, _LOGITS_GPU = 1 << 23, 1 << 26  # Logits that exist at once: 32 MiB and 256 MiB of float32
+_LOGITS_CPU, _LOGITS_GPU = 1 << 22, 1 << 26  # Logits that exist at once: 16 MiB and 256 MiB of float32
 
 
 def chosen_logprobs(
@@ -39,14 +38,19 @@ class _Chosen(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, ids_N: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         chosen, entropy, sums = [], [], []
-        for part in _parts(head_VD, len(ids_N)):
-            logits_nV = _logits(hidden_ND[part], head_VD, temperature)
-            lse_n = logits_nV.logsumexp(-1)
-            chosen.append(logits_nV.gather(-1, ids_N[part, None]).squeeze(-1) - lse_n)
-            # H = lse - sum p logits: one pass less than summing -p log p.
-            p_nV = (logits_nV - lse_n[:, None]).exp_()
-            entropy.append(lse_n - p_nV.mul_(logits_nV).sum(-1))
-            sums.append(lse_n)
+        room = _Room(head_VD, len(ids_N))
+        for part in room.parts:
+            logits_nV = room.logits(hidden_ND[part], temperature)
+            chosen_n = logits_nV.gather(-1, ids_N[part, None]).squeeze(-1)
+            largest_n = logits_nV.amax(-1)
+            logits_nV.sub_(largest_n[:, None])
+            p_nV = torch.exp(logits_nV, out=room.other(logits_nV))
+            total_n = p_nV.sum(-1)
+            # With x = logits - max and Z = sum exp x: H = log Z - sum (exp x) x / Z.
+            mean_n = p_nV.mul_(logits_nV).sum(-1) / total_n
+            sums.append(total_n.log() + largest_n)
+            chosen.append(chosen_n - sums[-1])
+            entropy.append(total_n.log() - mean_n)
         ctx.save_for_backward(hidden_ND, head_VD, ids_N, torch.cat(sums))
         ctx.temperature = temperature
         entropy_N = torch.cat(entropy)
@@ -59,21 +63,46 @@ class _Chosen(torch.autograd.Function):
         hidden_ND, head_VD, ids_N, lse_N = ctx.saved_tensors
         scale_N = gradients[0] / ctx.temperature
         by_hidden, by_head = [], torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None
-        for part in _parts(head_VD, len(ids_N)):
-            p_nV = _logits(hidden_ND[part], head_VD, ctx.temperature).sub_(lse_N[part, None]).exp_()
+        room = _Room(head_VD, len(ids_N))
+        for part in room.parts:
+            p_nV = room.logits(hidden_ND[part], ctx.temperature).sub_(lse_N[part, None]).exp_()
             p_nV.mul_(-scale_N[part, None]).scatter_add_(1, ids_N[part, None], scale_N[part, None])
-            by_logits_nV = p_nV.to(head_VD.dtype)
+            by_logits_nV = room.short(p_nV)
             by_hidden.append(by_logits_nV @ head_VD)
             if by_head is not None:
                 by_head += by_logits_nV.T @ hidden_ND[part]
         return torch.cat(by_hidden), by_head, None, None
 
 
-def _logits(hidden_nD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
-    return linear(hidden_nD, head_VD).float().div_(temperature)
+class _Room:
+    """Buffers for the logits of one slice of the positions at a time, written over by the next.
 
+    Fresh memory of this size would cost more than what is computed in it: the system hands it out page by
+    page.
+    """
 
-def _parts(head_VD: Tensor, count: int) -> list[slice]:
-    at_once = _LOGITS_CPU if head_VD.device.type == "cpu" else _LOGITS_GPU
-    size = max(1, at_once // head_VD.shape[0])
-    return [slice(start, start + size) for start in range(0, count, size)]
+    def __init__(self, head_VD: Tensor, count: int) -> None:
+        at_once = _LOGITS_CPU if head_VD.device.type == "cpu" else _LOGITS_GPU
+        size = max(1, min(count, at_once // head_VD.shape[0]))
+        self.parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        self._head_VD = head_VD
+        self._short_nV = head_VD.new_empty(size, head_VD.shape[0])
+        self._long_nV = torch.empty_like(self._short_nV, dtype=torch.float32)
+        self._other_nV: Tensor | None = None
+
+    def logits(self, hidden_nD: Tensor, temperature: float) -> Tensor:
+        """In float32, of the model's own products in its type."""
+        short_nV, long_nV = self._short_nV[: len(hidden_nD)], self._long_nV[: len(hidden_nD)]
+        torch.mm(hidden_nD, self._head_VD.T, out=short_nV)
+        long_nV.copy_(short_nV)
+        return long_nV if temperature == 1.0 else long_nV.div_(temperature)
+
+    def other(self, like_nV: Tensor) -> Tensor:
+        """A second float32 buffer, as long."""
+        if self._other_nV is None:
+            self._other_nV = torch.empty_like(self._long_nV)
+        return self._other_nV[: len(like_nV)]
+
+    def short(self, long_nV: Tensor) -> Tensor:
+        """In the model's type."""
+        return self._short_nV[: len(long_nV)].copy_(long_nV)

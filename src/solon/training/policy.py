@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from solon.models import ModelSource, load_model
 from solon.recipe import Reinforce
 from solon.training.adapters import add_adapter, load_adapter, train_only
+from solon.training.attention import attend_in_float32
 from solon.training.encoding import Encoded
 from solon.training.reward_model import RewardModel, load_reward_model
 from solon.training.views import View
@@ -94,11 +95,13 @@ def open_actors(
     Errors are those of `load_model` and `load_reward_model`.
     """
     trunk: Any = load_model(source, device, dtype)
+    attend_in_float32(trunk)
     if settings.method == "lora":
         trunk = add_adapter(trunk, settings.lora, seed, POLICY)
         actor, whole = View(trunk.get_base_model(), POLICY), trunk
     else:
         whole = load_model(source, device, dtype)
+        attend_in_float32(whole)
         actor = View(whole)
     reward_model = load_reward_model(reward, trunk, tokenizer, REWARD)
     frozen = reward_model.trunk

@@ -22,6 +22,7 @@ from solon.models import ModelSource, load_model
 from solon.recipe import Lora
 from solon.saving import saving
 from solon.training.adapters import add_adapter, load_adapter, save_adapter
+from solon.training.attention import attend_in_float32
 from solon.training.batching import budget_batches
 from solon.training.views import View
 
@@ -102,7 +103,9 @@ def new_reward_model(
     source: ModelSource, device: str, dtype: torch.dtype, lora: Lora, seed: int
 ) -> RewardModel:
     """A reward model that starts from a language model's trunk."""
-    trunk = add_adapter(load_model(source, device, dtype), lora, seed, "default")
+    model = load_model(source, device, dtype)
+    attend_in_float32(model)
+    trunk = add_adapter(model, lora, seed, "default")
     return RewardModel(trunk, seed=seed).to(device)
 
 
