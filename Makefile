@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+CODE := src tests bench examples
 
 .PHONY: demo test test-all lint format clean setup
 
@@ -15,18 +16,20 @@ test-all: setup        ## all tests
 	$(BIN)/python -m pytest
 
 lint: setup            ## format, rules, types
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 
 format: setup          ## apply the format
-	$(BIN)/ruff format src tests bench
-	$(BIN)/ruff check --fix src tests bench
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
 
 bench: setup           ## measurements, one JSON line a figure; two of them want public data, see bench/
 	$(BIN)/python bench/refusal_agreement.py
 	$(BIN)/python bench/labels.py
 	$(BIN)/python bench/judges.py
+	$(BIN)/python bench/ppo_gradients.py
+	$(BIN)/python bench/ppo.py
 
 setup: $(STAMP)
 
@@ -37,5 +40,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
-clean:                 ## remove the environment and the runs
-	rm -rf .venv runs
+clean:                 ## remove the environments and the runs
+	rm -rf .venv .venv-trl runs
