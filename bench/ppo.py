@@ -17,8 +17,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +28,7 @@ import torch
 from ppo_sides import Settings
 from record import report
 from transformers import AutoModelForSequenceClassification
+from trl_environment import TRL, run
 
 from solon.constitution import Comparison, load_constitution
 from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
@@ -42,8 +41,6 @@ from solon.training.optimiser import Optimiser
 from solon.training.reward_model import RewardModel, new_reward_model
 
 HERE = Path(__file__).resolve().parent
-TRL_ENVIRONMENT = HERE.parent / ".venv-trl"
-TRL = "1.12.0"
 PROMPTS = ("red_team", "helpful")
 STEPS = 4  # The first warms up
 PAIRS, BATCH, RATE = 160, 8, 2e-4  # Of the reward model's training
@@ -61,29 +58,11 @@ def main() -> None:
     options = parser.parse_args()
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
-    python = trl_python()
     with tempfile.TemporaryDirectory() as folder:
         bench = prepare(Path(folder), device, dtype)
-        bench.speed(python, options.repeat)
+        bench.speed(options.repeat)
         if options.minutes:
-            bench.curve(python, options.minutes * 60)
-
-
-def trl_python() -> Path:
-    """The interpreter that has TRL with PPO, beside the same torch and transformers as here."""
-    python = TRL_ENVIRONMENT / "bin" / "python"
-    if not (TRL_ENVIRONMENT / ".installed").exists():
-        subprocess.run([sys.executable, "-m", "venv", TRL_ENVIRONMENT], check=True)
-        wanted = [f"{name}=={installed(name)}" for name in ("torch", "transformers")]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted, f"trl=={TRL}"], check=True)
-        (TRL_ENVIRONMENT / ".installed").touch()
-    return python
-
-
-def installed(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package).split("+")[0]
+            bench.curve(options.minutes * 60)
 
 
 @dataclass(frozen=True)
@@ -94,12 +73,12 @@ class Bench:
     settings: dict[Side, Settings]
     about: dict[str, Any]
 
-    def speed(self, python: Path, repeat: int) -> None:
+    def speed(self, repeat: int) -> None:
         """Episodes a second and peak memory of both sides, in turn."""
         found: dict[Side, list[list[dict[str, float]]]] = {side: [] for side in SIDES}
         for _ in range(repeat):
             for side in SIDES:
-                found[side].append(self.run(side, python))
+                found[side].append(self.run(side))
         rates = {side: [rate(run, self.settings[side].episodes) for run in found[side]] for side in SIDES}
         memory = {side: max(run[-1]["peak_memory_mb"] for run in found[side]) for side in SIDES}
         solon, trl = (statistics.median(rates[side]) for side in SIDES)
@@ -114,28 +93,23 @@ class Bench:
             **self.about,
         )
 
-    def curve(self, python: Path, seconds: float) -> None:
+    def curve(self, seconds: float) -> None:
         """Reward against wall time, with marks at equal KL: a figure, and the steps behind it."""
         steps: dict[Side, list[dict[str, float]]] = {}
         for side in SIDES:
-            took = statistics.median(line["seconds"] for line in self.run(side, python, steps=2))
-            steps[side] = self.run(side, python, steps=max(2, math.ceil(seconds / took)))
+            took = statistics.median(line["seconds"] for line in self.run(side, steps=2))
+            steps[side] = self.run(side, steps=max(2, math.ceil(seconds / took)))
         ppo_curve.draw(steps["solon"], steps["trl"], HERE.parent / "docs" / "figures" / "ppo.png")
         for kl, solon, trl in ppo_curve.at_equal_kl(steps["solon"], steps["trl"]):
             more = {"kl": kl, "solon_seconds": solon.seconds, "trl_seconds": trl.seconds}
             report("ppo", "score_at_equal_kl", solon.score, trl.score, None, **more, **self.about)
 
-    def run(self, side: Side, python: Path, steps: int = STEPS) -> list[dict[str, float]]:
+    def run(self, side: Side, steps: int = STEPS) -> list[dict[str, float]]:
         """One run in a process of its own; the lines it wrote."""
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             config, out = Path(folder) / "config.json", Path(folder) / "steps.jsonl"
             replace(self.settings[side], steps=steps, out=str(out)).write(config)
-            interpreter = python if side == "trl" else Path(sys.executable)
-            done = subprocess.run(
-                [interpreter, HERE / f"{side}_ppo.py", config], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise SystemExit(f"{side} failed:\n{done.stderr[-4000:]}")
+            run(side, f"{side}_ppo.py", config)
             return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
 
@@ -152,7 +126,7 @@ def prepare(folder: Path, device: str, dtype: torch.dtype) -> Bench:
     rows = sorted({ids for pair in encoded(Encoder(tokenizer), "evaluation") for ids in pair})[:16]
     ours_B = model.score(rows)
     shift = -float(model.get_buffer("mean") / model.get_buffer("std"))
-    theirs_B = as_classifier(model, source.path, folder / "trl-reward", rows) + shift
+    theirs_B = as_classifier(model, Path(source.path), folder / "trl-reward", rows) + shift
     texts = [p.text for name in PROMPTS for p in read_prompts(Source(file=name), None, 200)]
     common = Settings(
         model=str(source.path),

@@ -57,13 +57,13 @@ class Lines(TrainerCallback):  # type: ignore[misc]
         )
 
 
-def tokenizer_of(settings: Settings) -> PreTrainedTokenizerBase:
+def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer, padding on the left with a token that neither ends an answer nor is in a prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(settings.model, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     # TRL derives every mask and length from pad ids. Were the end token the pad, each answer would lose its
     # end in the loss and before the reward model, and each prompt the ends of its turns.
     if PAD not in tokenizer.get_vocab() or tokenizer.eos_token == PAD:
-        raise SystemExit(f"{settings.model}: needs {PAD} as a token other than its end token, to pad with")
+        raise SystemExit(f"{model}: needs {PAD} as a token other than its end token, to pad with")
     tokenizer.pad_token = PAD
     return tokenizer
 
@@ -119,7 +119,7 @@ def train(settings: Settings, folder: str, file: TextIO) -> None:
     )
     for classifier in (reward, critic):
         classifier.score.register_forward_hook(lambda _, __, score: score + settings.shift)
-    tokenizer = tokenizer_of(settings)
+    tokenizer = tokenizer_of(settings.model)
     PPOTrainer(
         args=config_of(settings, folder),
         processing_class=tokenizer,
