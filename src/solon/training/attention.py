@@ -2,12 +2,14 @@
 
 PyTorch's attention on the CPU has a slow gradient in bfloat16: where the processor has no matrix unit for
 it, two to three times slower than casting to float32 and back, and less exact. The rest stays as it is.
+The casts are made again for the gradient: kept, they would take as much memory as the whole model.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -22,7 +24,17 @@ def attend_in_float32(model: Any) -> None:
         model.set_attn_implementation(NAME)
 
 
-def _attention(
+def _attention(module: Any, query: Tensor, *others: Any, **arguments: Any) -> tuple[Tensor, Tensor | None]:
+    found: tuple[Tensor, Tensor | None]
+    if not (torch.is_grad_enabled() and query.requires_grad):
+        return _in_float32(module, query, *others, **arguments)
+    found = checkpoint(
+        _in_float32, module, query, *others, use_reentrant=False, preserve_rng_state=False, **arguments
+    )
+    return found
+
+
+def _in_float32(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
 ) -> tuple[Tensor, Tensor | None]:
     if attention_mask is not None and attention_mask.is_floating_point():
