@@ -257,7 +257,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("label", "finetune"),
         lambda r, _: r.reward.model_dump(),
         lambda r: f"{r.reward.optimiser.epochs} epochs of pairs",
-        version=3,
+        version=4,
     ),
     Stage(
         8,
@@ -270,7 +270,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _shaping_files,
         judged=_guarded,
-        version=2,
+        version=3,
         distributed=True,
     ),
     Stage(

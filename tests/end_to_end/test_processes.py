@@ -7,24 +7,30 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
+import solon
 from tests import tiny_run
 
 _SAME = ("policy_loss", "value_loss", "score", "kl", "grad_norm", "explained_variance", "entropy")
 
 
-def _launch(recipe: Path, folder: Path) -> list[str]:
+_CONFIGURATIONS = sorted((Path(solon.__file__).parent / "data" / "recipes" / "accelerate").glob("*.yaml"))
+_CPU = ("--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
+
+
+def _launch(recipe: Path, folder: Path, how: Sequence[str] = _CPU) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(sys.executable, "-m", "accelerate.commands.launch", *how, "--dynamo_backend", "no"),
         *("--main_process_port", str(port), "-m", "solon", "run", str(recipe), "--run-dir", str(folder)),
     ]
 
@@ -61,6 +67,26 @@ def test_two_processes_whiten_and_learn_as_one(
     assert done.returncode == 0, done.stderr[-2000:]
     _assert_same(_steps(tmp_path / "two"), one)
     assert done.stdout.count("9/9 evaluate") == 1, "the second process says nothing"
+
+
+@pytest.mark.parametrize("file", _CONFIGURATIONS, ids=lambda file: file.stem)
+def test_a_shipped_configuration_is_one_of_accelerate(file: Path) -> None:
+    found = load_config_from_file(str(file))
+    assert found.num_processes >= 2
+    assert f"--config_file recipes/accelerate/{file.name} -m solon run" in file.read_text(encoding="utf-8")
+
+
+def test_a_trunk_divided_by_fsdp2_learns_the_same(
+    recipe: Path, one: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "two"
+    file = next(file for file in _CONFIGURATIONS if file.stem == "fsdp2")
+    how = ("--config_file", str(file))
+    done = subprocess.run(_launch(recipe, folder, how), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    _assert_same(_steps(folder), one)
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [e["processes"] for e in events if e["event"] == "divided"] == [2]
 
 
 def test_a_vanished_process_stops_all_and_nothing_is_lost(

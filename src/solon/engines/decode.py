@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from solon.engines.hooks import before_head
+from solon.engines.hooks import before_head, divided
 from solon.engines.prefix import prefill
 from solon.engines.trees import shares_starts
 
@@ -24,11 +24,18 @@ Choose = Callable[[Tensor, Tensor, int], Tensor]
 _LEAVE = 0.25  # Rows leave once this share of the batch has ended: leaving copies the others' cache.
 
 
-@torch.inference_mode()
 def decode(
     model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int], most: int, choose: Choose
 ) -> list[list[int]]:
     """The new tokens of each prompt, up to and with its first end token, `most` at the most."""
+    # Weights gathered in inference mode could not be trained through afterwards.
+    with torch.no_grad() if divided(model) else torch.inference_mode():
+        return _decode(model, prompts, ends, most, choose)
+
+
+def _decode(
+    model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int], most: int, choose: Choose
+) -> list[list[int]]:
     batch = _Batch(model, prompts, ends[0], most)
     found: list[list[int]] = [[] for _ in prompts]
     logits_BV = batch.prefill()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from solon.errors import RunError
 
@@ -87,3 +88,8 @@ def plain_head(model: Any) -> Tensor | None:
     head: Any = model.get_output_embeddings()
     plain = isinstance(head, nn.Linear) and getattr(head, "bias", None) is None
     return head.weight if plain else None
+
+
+def divided(model: Any) -> bool:
+    """Whether parts of the model lie on other processes (`training.sharding`)."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())

@@ -14,11 +14,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from solon.digest import seed_from
-from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
+from solon.engines.hooks import divided
+from solon.models import ModelSource, load_model, load_tokenizer, pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
 from solon.plan import model_folder, rl_models
 from solon.recipe import Recipe
@@ -28,7 +30,8 @@ from solon.stages.prompting import Sampler, StepSampler, draw_prompts
 from solon.stages.rating import Watch
 from solon.stages.shaping import open_reward
 from solon.store import StageResult, Workspace
-from solon.training.adapters import save_merged
+from solon.training import sharding
+from solon.training.adapters import add_adapter, save_merged
 from solon.training.policy import POLICY, Actors, open_actors
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
@@ -66,12 +69,23 @@ def _ppo(
     return training.state.rows(), training.metrics()
 
 
+def _ranks(actors: Actors, accelerator: Accelerator, pieces: bool) -> Ranks:
+    """The processes; with `pieces` the trunk is divided among them."""
+    place = (accelerator.process_index, accelerator.num_processes, accelerator.device)
+    if not pieces:
+        return Ranks(*place)
+    trunk = actors.policy.actor.model
+    heads = (actors.policy.value_head, actors.reward.head)
+    return Ranks(*place, sharding.Divided(trunk, accelerator.device, heads).settle)
+
+
 @dataclass
 class _Training:
     """PPO on a recipe: the trainer, its checkpoints and the guard."""
 
     recipe: Recipe
     workspace: Workspace
+    source: ModelSource
     tokenizer: Any
     actors: Actors
     trainer: PPOTrainer
@@ -86,7 +100,9 @@ class _Training:
         # The others wait while the first process rates samples with the judge, which may take long.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
         accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
-        ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.device)
+        pieces = sharding.wanted() and accelerator.num_processes > 1
+        if pieces:
+            sharding.check(settings)
         source = resolve(str(inputs.folders["finetune"] / "model"))
         tokenizer = load_tokenizer(source)
         actors = open_actors(
@@ -94,10 +110,13 @@ class _Training:
             inputs.folders["reward"] / "model",
             tokenizer,
             settings,
-            str(accelerator.device),
+            "cpu" if pieces else str(accelerator.device),
             pick_dtype(recipe.dtype, device),
             seed_from(recipe.seed, "policy") % 2**31,
         )
+        ranks = _ranks(actors, accelerator, pieces)
+        if pieces and ranks.rank == 0:
+            workspace.events.write("divided", stage=workspace.stage, processes=ranks.count)
         reward = open_reward(recipe, inputs, actors.reward)
         rows = inputs.rows("red_team", Prompt)
         prompts = draw_prompts(recipe, rows, settings.steps * settings.episodes, "prompts")
@@ -108,7 +127,7 @@ class _Training:
         trainer = PPOTrainer(actors.policy, reward, sample, settings, recipe.seed, SOURCES, ranks)
         state = Resumable(workspace, trainer.optimiser, "ppo", ranks.rank == 0)
         watch = Watch(recipe, inputs, sampler, reward, watched, workspace.folder / "checkpoint" / "good")
-        return cls(recipe, workspace, tokenizer, actors, trainer, state, watch, ranks, accelerator)
+        return cls(recipe, workspace, source, tokenizer, actors, trainer, state, watch, ranks, accelerator)
 
     @property
     def main(self) -> bool:
@@ -161,7 +180,14 @@ class _Training:
         dtype = pick_dtype(self.recipe.dtype, pick_device(self.recipe.device))
         prefix = "trunk."  # Where the policy's weights lie among those of policy and critic.
         own = {n.removeprefix(prefix): t for n, t in masters.items() if n.startswith(prefix)}
-        save_merged(self.actors.whole, self.tokenizer, folder, dtype, POLICY, own)
+        save_merged(self._whole(), self.tokenizer, folder, dtype, POLICY, own)
+
+    def _whole(self) -> Any:
+        """The policy, to be saved; read anew where it lies in pieces."""
+        if not divided(self.actors.whole):
+            return self.actors.whole
+        model = load_model(self.source, "cpu", torch.float32)
+        return add_adapter(model, self.recipe.reinforce.lora, 0, POLICY)
 
     def metrics(self) -> dict[str, Any]:
         settings, done = self.recipe.reinforce, len(self.state.rows())

@@ -17,10 +17,18 @@ from solon.saving import first_line
 class Ranks:
     """This process among all. Alone, a sum is what it was."""
 
-    def __init__(self, rank: int = 0, count: int = 1, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        count: int = 1,
+        device: torch.device | str = "cpu",
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`settle` is called before this process meets the others, and may help them to get there."""
         self.rank = rank
         self.count = count
         self._device = torch.device(device)
+        self._settle = settle
 
     def mine(self, items: int) -> list[int]:
         """Which of `items` things are this process's work."""
@@ -53,6 +61,7 @@ class Ranks:
 
     def _call(self, collective: Callable[[], object]) -> None:
         try:
+            self._settle()
             collective()
         except RuntimeError as error:
             raise RunError(

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import DynamicCache
 
-from solon.engines.hooks import before_head, plain_head
+from solon.engines.hooks import before_head, divided, plain_head
 from solon.engines.prefix import common_start, extend
 from solon.engines.trees import WORTH, shares_starts
 from solon.training.batching import answer_positions, pad_right
@@ -108,8 +108,8 @@ class View:
         return arguments, start
 
     def _common(self, rows: Sequence[Sequence[int]]) -> int:
-        if len(rows) < 2 or not shares_starts(self.model):
-            return 0
+        if len(rows) < 2 or not shares_starts(self.model) or divided(self.model):
+            return 0  # In a divided trunk every pass with a gradient has its own backward pass
         shared = common_start(rows)
         return shared if shared >= WORTH else 0
 

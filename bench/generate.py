@@ -1,0 +1,217 @@
+"""Generation, a critique-revision chain and scoring, beside transformers as it is usually called.
+
+Run: python bench/generate.py [--repeat 3] [--dtype auto] [--device auto]
+
+Both sides have the same model, prompts and sampling settings, and answers end when they end.
+- answers: 64 red-team prompts, one answer each of up to 128 tokens.
+- chain: 64 prompts through two rounds of critique and revision with three worked examples. Both engines
+  are driven by the same stage code.
+- scores: 512 answers. The peer makes one padded forward pass for each 16, in the order of the input.
+The peer samples in batches of 16, in the order of the input. Sides take turns; a figure is the median of the
+repetitions' ratios. Rates are tokens generated (answers, chain) and answers (scores) a second. `share` is the
+time that the matrix products of the tokens alone would take, over the time taken: their size, over the speed
+of a product of 2048 x 2048 matrices in the same type.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import peak_memory_mb, report
+
+from solon.constitution import load_constitution
+from solon.engines.base import Completion, GenerateRequest, Score, ScoreRequest
+from solon.engines.local import LocalEngine, open_engine
+from solon.models import pick_device, pick_dtype, resolve
+from solon.pipeline import Inputs
+from solon.prompt_files import read_prompts
+from solon.recipe import Recipe, Revise, Source, load_recipe
+from solon.records import Prompt
+from solon.settings import Sampling
+from solon.stages.common import asks
+from solon.stages.revise import Reviser
+
+BATCH = 16
+SAMPLING = Sampling(max_tokens=128, temperature=0.7, top_p=0.95)
+
+
+class Plain(LocalEngine):
+    """The peer: the same model as it is usually called."""
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        found: list[Completion] = []
+        for start in range(0, len(requests), BATCH):
+            found += self._sample(requests[start : start + BATCH])
+        return found
+
+    def _sample(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        sampling = requests[0].sampling
+        prompts = [self._prompt(r.conversation, sampling.max_tokens) for r in requests]
+        pad = self._ends[0]
+        ids, mask = _left(prompts, pad)
+        torch.manual_seed(requests[0].seed)
+        out = self.model.generate(
+            input_ids=ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            max_new_tokens=sampling.max_tokens,
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=0,
+            pad_token_id=pad,
+        )[:, ids.shape[1] :]
+        return [self._completion(p, row) for p, row in zip(prompts, out.tolist(), strict=True)]
+
+    def _completion(self, prompt: Any, ids: Sequence[int]) -> Completion:
+        ends = [i for i, token in enumerate(ids) if token in self._ends]
+        kept = ids[: ends[0] + 1] if ends else ids
+        self.tokens_generated += len(kept)
+        self.tokens_read += len(prompt)
+        text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        return Completion(text, tuple(kept), "stop" if ends else "length", len(prompt))
+
+    @torch.inference_mode()
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        found = []
+        for start in range(0, len(requests), BATCH):
+            rows = self._rows(requests[start : start + BATCH])
+            width = max(len(row.ids) for row in rows)
+            ids = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in rows])
+            mask = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows])
+            device = self.model.device
+            logits = self.model(
+                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+            ).logits
+            logp_BTV = logits[:, :-1].float().log_softmax(-1)
+            chosen_BT = logp_BTV.gather(-1, ids[:, 1:, None].to(device)).squeeze(-1)
+            for row, chosen_T in zip(rows, chosen_BT, strict=True):
+                first = len(row.ids) - len(row.answer)
+                found.append(Score(tuple(chosen_T[first - 1 : len(row.ids) - 1].tolist())))
+        return found
+
+
+def _left(prompts: Sequence[tuple[int, ...]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(prompt) for prompt in prompts)
+    gaps = [width - len(prompt) for prompt in prompts]
+    ids = [[*[pad] * gap, *prompt] for gap, prompt in zip(gaps, prompts, strict=True)]
+    return torch.tensor(ids), torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
+
+
+@dataclass(frozen=True)
+class Took:
+    """One side's repetition: seconds, tokens generated and read."""
+
+    seconds: float
+    generated: int
+    read: int
+
+
+def timed(engine: LocalEngine, work: Callable[[LocalEngine], object]) -> Took:
+    engine.tokens_generated = engine.tokens_read = 0
+    start = time.perf_counter()
+    work(engine)
+    if engine.model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return Took(time.perf_counter() - start, engine.tokens_generated, engine.tokens_read)
+
+
+def product_speed(device: str, dtype: torch.dtype) -> float:
+    """FLOP a second of a 2048 x 2048 x 2048 product, the median of ten."""
+    a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ b
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * 2048**3 / statistics.median(seconds)
+
+
+@dataclass(frozen=True)
+class Bench:
+    solon: LocalEngine
+    plain: Plain
+    repeat: int
+    about: dict[str, Any]
+    speed: float
+
+    def compare(
+        self, name: str, work: Callable[[LocalEngine], object], unit: Callable[[Took], float]
+    ) -> None:
+        """Time both in turn, after one pass that warms up; report rates, ratio and share."""
+        work(self.solon)
+        pairs = [(timed(self.solon, work), timed(self.plain, work)) for _ in range(self.repeat)]
+        rates = [tuple(unit(took) / took.seconds for took in pair) for pair in pairs]
+        solon, peer = (statistics.median(rate[side] for rate in rates) for side in (0, 1))
+        ratio = statistics.median(ours / theirs for ours, theirs in rates)
+        report("generate", name, solon, peer, ratio, share=self._share([o for o, _ in pairs]), **self.about)
+
+    def _share(self, runs: Sequence[Took]) -> float:
+        """Read tokens pass the blocks, generated ones the head as well; attention itself is not counted."""
+        model = self.solon.model
+        head = model.get_output_embeddings().weight.numel()
+        inside = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2) - head
+        ideal = [2 * (inside * (r.read + r.generated) + head * r.generated) / self.speed for r in runs]
+        return statistics.median(i / r.seconds for i, r in zip(ideal, runs, strict=True))
+
+    def scores(self, requests: Sequence[ScoreRequest]) -> None:
+        self.compare("scores_per_second", lambda e: e.score(requests), lambda _: float(len(requests)))
+        ours, theirs = self.solon.score(requests), self.plain.score(requests)
+        apart = [
+            abs(a - b)
+            for x, y in zip(ours, theirs, strict=True)
+            for a, b in zip(x.logprobs, y.logprobs, strict=True)
+        ]
+        more = {"mean": statistics.mean(apart), **self.about}
+        report("generate", "logprob_difference", max(apart), None, None, **more)
+
+
+def chain(recipe: Recipe, inputs: Inputs, prompts: Sequence[Prompt]) -> Callable[[LocalEngine], object]:
+    settings = Revise(
+        rounds=2,
+        demonstrations=3,
+        candidates=1,
+        answer=SAMPLING,
+        critic=SAMPLING,
+        revision=SAMPLING,
+        batch=64,
+    )
+    changed = recipe.model_copy(update={"revise": settings})
+    return lambda engine: Reviser(changed, inputs, engine, None).work(prompts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    source = resolve("embedded")
+    recipe, _ = load_recipe("demo")
+    solon = open_engine(source, device, dtype, recipe.batch_tokens)
+    plain = Plain(solon.model, solon.tokenizer, "plain", recipe.batch_tokens)
+    about = {"dtype": str(dtype).removeprefix("torch."), "device": device}
+    bench = Bench(solon, plain, options.repeat, about, product_speed(device, dtype))
+    texts = [p.text for p in read_prompts(Source(file="red_team"), None, 200)]
+    prompts = [Prompt(id=t, origin="bench", text=t, kind="red_team", split="train") for t in texts[:64]]
+    requests = [GenerateRequest(asks(p.text), SAMPLING, i) for i, p in enumerate(prompts)]
+    bench.compare("answers_tokens_per_second", lambda e: e.generate(requests), lambda t: float(t.generated))
+    inputs = Inputs(load_constitution(recipe.constitution), source, source, Path(), {})
+    bench.compare("chain_tokens_per_second", chain(recipe, inputs, prompts), lambda t: float(t.generated))
+    answers = solon.generate([GenerateRequest(asks(t), SAMPLING, i) for t in texts[:64] for i in range(8)])
+    asked = [text for text in texts[:64] for _ in range(8)]
+    scored = [ScoreRequest(asks(t), a.text) for t, a in zip(asked, answers, strict=True) if a.text]
+    bench.scores(scored)
+    report("generate", "peak_memory_mb", peak_memory_mb(about["device"]), None, None, **about)
+
+
+if __name__ == "__main__":
+    main()
