@@ -1,6 +1,6 @@
 """Solon's PPO beside TRL 1.12.0's, the last release that has one: the same model, prompts and reward.
 
-Run: python bench/ppo.py [--repeat 3] [--minutes 8] [--dtype auto] [--device auto]
+Run: python bench/ppo.py [--repeat 3] [--minutes 45] [--dtype auto] [--device auto]
 
 Both learn from 16 episodes a step, up to 48 new tokens each, in 4 epochs of one minibatch; each side runs
 in a process of its own, one after the other, in turn. The first step of a run warms up; a run's figure is
@@ -52,7 +52,7 @@ SIDES: tuple[Side, ...] = ("solon", "trl")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=8.0, help="for the figure; 0: no figure")
+    parser.add_argument("--minutes", type=float, default=0.0, help="of each side's run for the figure; 0: no figure")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
