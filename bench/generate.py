@@ -21,22 +21,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import prompts as shipped
 import torch
-from record import peak_memory_mb, report
+from peers import left_padded
+from record import device_options, peak_memory_mb, report
 
 from solon.constitution import load_constitution
 from solon.engines.base import Completion, GenerateRequest, Score, ScoreRequest
 from solon.engines.local import LocalEngine, open_engine
 from solon.models import pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
-from solon.prompt_files import read_prompts
-from solon.recipe import Recipe, Revise, Source, load_recipe
+from solon.recipe import Recipe, Revise, load_recipe
 from solon.records import Prompt
 from solon.settings import Sampling
 from solon.stages.common import asks
 from solon.stages.revise import Reviser
 
-BATCH = 16
+BATCH, PROMPTS = 16, 64
 SAMPLING = Sampling(max_tokens=128, temperature=0.7, top_p=0.95)
 
 
@@ -53,11 +54,11 @@ class Plain(LocalEngine):
         sampling = requests[0].sampling
         prompts = [self._prompt(r.conversation, sampling.max_tokens) for r in requests]
         pad = self._ends[0]
-        ids, mask = _left(prompts, pad)
+        ids, mask = left_padded(prompts, pad, self.model.device)
         torch.manual_seed(requests[0].seed)
         out = self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
+            input_ids=ids,
+            attention_mask=mask,
             max_new_tokens=sampling.max_tokens,
             do_sample=True,
             temperature=sampling.temperature,
@@ -93,13 +94,6 @@ class Plain(LocalEngine):
                 first = len(row.ids) - len(row.answer)
                 found.append(Score(tuple(chosen_T[first - 1 : len(row.ids) - 1].tolist())))
         return found
-
-
-def _left(prompts: Sequence[tuple[int, ...]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    gaps = [width - len(prompt) for prompt in prompts]
-    ids = [[*[pad] * gap, *prompt] for gap, prompt in zip(gaps, prompts, strict=True)]
-    return torch.tensor(ids), torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
 
 
 @dataclass(frozen=True)
@@ -155,8 +149,8 @@ class Bench:
     def _share(self, runs: Sequence[Took]) -> float:
         """Read tokens pass the blocks, generated ones the head as well; attention itself is not counted."""
         model = self.solon.model
-        head = model.get_output_embeddings().weight.numel()
-        inside = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2) - head
+        head: int = model.get_output_embeddings().weight.numel()
+        inside: int = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2) - head
         ideal = [2 * (inside * (r.read + r.generated) + head * r.generated) / self.speed for r in runs]
         return statistics.median(i / r.seconds for i, r in zip(ideal, runs, strict=True))
 
@@ -189,8 +183,7 @@ def chain(recipe: Recipe, inputs: Inputs, prompts: Sequence[Prompt]) -> Callable
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
+    device_options(parser)
     options = parser.parse_args()
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
@@ -200,14 +193,14 @@ def main() -> None:
     plain = Plain(solon.model, solon.tokenizer, "plain", recipe.batch_tokens)
     about = {"dtype": str(dtype).removeprefix("torch."), "device": device}
     bench = Bench(solon, plain, options.repeat, about, product_speed(device, dtype))
-    texts = [p.text for p in read_prompts(Source(file="red_team"), None, 200)]
-    prompts = [Prompt(id=t, origin="bench", text=t, kind="red_team", split="train") for t in texts[:64]]
+    texts = shipped.texts("red_team")[:PROMPTS]
+    prompts = shipped.rows(texts)
     requests = [GenerateRequest(asks(p.text), SAMPLING, i) for i, p in enumerate(prompts)]
     bench.compare("answers_tokens_per_second", lambda e: e.generate(requests), lambda t: float(t.generated))
     inputs = Inputs(load_constitution(recipe.constitution), source, source, Path(), {})
     bench.compare("chain_tokens_per_second", chain(recipe, inputs, prompts), lambda t: float(t.generated))
-    answers = solon.generate([GenerateRequest(asks(t), SAMPLING, i) for t in texts[:64] for i in range(8)])
-    asked = [text for text in texts[:64] for _ in range(8)]
+    answers = solon.generate([GenerateRequest(asks(t), SAMPLING, i) for t in texts for i in range(8)])
+    asked = [text for text in texts for _ in range(8)]
     scored = [ScoreRequest(asks(t), a.text) for t, a in zip(asked, answers, strict=True) if a.text]
     bench.scores(scored)
     report("generate", "peak_memory_mb", peak_memory_mb(about["device"]), None, None, **about)

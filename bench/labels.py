@@ -16,7 +16,8 @@ import time
 from collections.abc import Sequence
 
 import torch
-from record import peak_memory_mb, report
+from peers import left_padded
+from record import device_options, peak_memory_mb, report
 
 from solon.constitution import Principle, load_constitution
 from solon.engines.local import LocalEngine, open_engine
@@ -56,15 +57,11 @@ def one_forward_each(engine: LocalEngine, judge: ChoiceJudge, asked: Sequence[Qu
     letters = [ids[common] for ids in option_ids]
     for start in range(0, len(order_of), BATCH):
         rows = order_of[start : start + BATCH]
-        width = max(len(prompts[i]) for i in rows)
-        ids = torch.tensor([[0] * (width - len(prompts[i])) + prompts[i] for i in rows])
-        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        device = model.device
+        ids, mask = left_padded([prompts[i] for i in rows], 0, model.device)
         logits = model(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             logits_to_keep=1,
             use_cache=False,
         ).logits[:, -1, letters]
@@ -82,8 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--slices", type=int, default=4)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
+    device_options(parser)
     options = parser.parse_args()
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)

@@ -26,17 +26,17 @@ from typing import Any, Literal
 import ppo_curve
 import torch
 from ppo_sides import Settings
-from record import report
+from prompts import texts
+from record import device_options, report
 from transformers import AutoModelForSequenceClassification
 from trl_environment import TRL, run
 
 from solon.constitution import Comparison, load_constitution
 from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
-from solon.prompt_files import read_prompts
-from solon.recipe import Lora, Source
+from solon.recipe import Lora
+from solon.stages.reward import EncodedPair, learn, plan_steps
 from solon.training.adapters import trainable
 from solon.training.encoding import Encoder
-from solon.training.losses import soft_bradley_terry
 from solon.training.optimiser import Optimiser
 from solon.training.reward_model import RewardModel, new_reward_model
 
@@ -52,9 +52,10 @@ SIDES: tuple[Side, ...] = ("solon", "trl")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=0.0, help="of each side's run for the figure; 0: no figure")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="of each side's run for the figure; 0: no figure"
+    )
+    device_options(parser)
     options = parser.parse_args()
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
@@ -123,16 +124,15 @@ def prepare(folder: Path, device: str, dtype: torch.dtype) -> Bench:
     tokenizer = load_tokenizer(source)
     model = train_reward(Encoder(tokenizer), new_reward_model(source, device, dtype, Lora(), 0))
     model.save(folder / "solon-reward", tokenizer)
-    rows = sorted({ids for pair in encoded(Encoder(tokenizer), "evaluation") for ids in pair})[:16]
+    rows = answers(encoded(Encoder(tokenizer), "evaluation"))[:16]
     ours_B = model.score(rows)
     shift = -float(model.get_buffer("mean") / model.get_buffer("std"))
     theirs_B = as_classifier(model, Path(source.path), folder / "trl-reward", rows) + shift
-    texts = [p.text for name in PROMPTS for p in read_prompts(Source(file=name), None, 200)]
     common = Settings(
         model=str(source.path),
         reward=str(folder / "solon-reward"),
         shift=0.0,
-        prompts=texts,
+        prompts=texts(*PROMPTS),
         dtype="bfloat16" if dtype == torch.bfloat16 else "float32",
         device="cuda" if device.startswith("cuda") else "cpu",
         episodes=16,
@@ -158,31 +158,29 @@ def prepare(folder: Path, device: str, dtype: torch.dtype) -> Bench:
     return Bench(folder, {"solon": common, "trl": trl}, about)
 
 
-def encoded(
-    encoder: Encoder, purpose: Literal["training", "evaluation"]
-) -> list[tuple[tuple[int, ...], ...]]:
+def encoded(encoder: Encoder, purpose: Literal["training", "evaluation"]) -> list[EncodedPair]:
     """The constitution's comparisons of that purpose as ids, the better answer first."""
 
     def ids(comparison: Comparison, answer: str) -> tuple[int, ...]:
         return encoder.encode(comparison.prompt, answer, "stop", 512).ids
 
     found = load_constitution("harmless").comparisons(purpose)
-    return [(ids(c, c.better), ids(c, c.worse)) for c in found]
+    return [EncodedPair(c.prompt, ids(c, c.better), ids(c, c.worse), 1.0) for c in found]
+
+
+def answers(pairs: Sequence[EncodedPair]) -> list[tuple[int, ...]]:
+    return sorted({ids for pair in pairs for ids in (pair.a, pair.b)})
 
 
 def train_reward(encoder: Encoder, model: RewardModel) -> RewardModel:
     """One epoch on the constitution's comparisons; normalised on their answers."""
     pairs = encoded(encoder, "training")[:PAIRS]
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
-    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    plan = plan_steps([p.prompt_id for p in pairs], BATCH, epochs=1, seed=0)
     optimiser = Optimiser(trainable(model), RATE)
-    for step, batch in enumerate(batches):
-        optimiser.anneal(step, len(batches))
-        scores_B = model([ids for i in batch for ids in pairs[i]])
-        delta_P = scores_B[0::2] - scores_B[1::2]
-        torch.autograd.backward(soft_bradley_terry(delta_P, torch.ones_like(delta_P)))
-        optimiser.step(1.0)
-    model.normalise_on(sorted({ids for pair in pairs for ids in pair})[:128])
+    for step, chosen in enumerate(plan):
+        optimiser.anneal(step, len(plan))
+        learn(model, optimiser, [pairs[i] for i in chosen], max_norm=1.0)
+    model.normalise_on(answers(pairs)[:128])
     return model.eval()
 
 

@@ -37,9 +37,13 @@ def at_equal_kl(solon: Steps, trl: Steps) -> Iterator[tuple[float, Point, Point]
     """For every level of KL that both runs reach: where each first did."""
     runs = points(solon), points(trl)
     for level in LEVELS:
-        ours, theirs = (next((p for p in run if p.kl >= level), None) for run in runs)
+        ours, theirs = (_reached(run, level) for run in runs)
         if ours and theirs:
             yield level, ours, theirs
+
+
+def _reached(run: Sequence[Point], level: float) -> Point | None:
+    return next((point for point in run if point.kl >= level), None)
 
 
 def draw(solon: Steps, trl: Steps, file: Path) -> None:
@@ -60,7 +64,7 @@ def draw(solon: Steps, trl: Steps, file: Path) -> None:
 
 def _mark(axes: Axes, run: Sequence[Point], colour: str) -> None:
     for level in LEVELS:
-        place = next((p for p in run if p.kl >= level), None)
+        place = _reached(run, level)
         if place:
             axes.plot(place.seconds / 60, place.score, "o", color=colour)
             axes.annotate(

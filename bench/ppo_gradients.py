@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from prompts import texts
 from record import report
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,8 +30,7 @@ from trl_environment import TRL, run
 from solon.engines.base import GenerateRequest, user
 from solon.engines.local import LocalEngine
 from solon.models import ModelSource, load_model, load_tokenizer, resolve
-from solon.prompt_files import read_prompts
-from solon.recipe import Reinforce, Source
+from solon.recipe import Reinforce
 from solon.settings import Sampling
 from solon.training.encoding import Encoder
 from solon.training.policy import Policy
@@ -63,10 +63,10 @@ def sampled(source: ModelSource, folder: Path) -> Batch:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     encoder, engine = Encoder(tokenizer), LocalEngine(model, tokenizer, "policy")
-    texts = [p.text for p in read_prompts(Source(file="red_team"), None, 200)][: 2 * EPISODES]
+    asked = texts("red_team")[: 2 * EPISODES]
     wanted = Sampling(max_tokens=TOKENS, temperature=1.0)
-    found = engine.generate([GenerateRequest(user(text), wanted, i) for i, text in enumerate(texts)])
-    full = [(t, c.token_ids) for t, c in zip(texts, found, strict=True) if len(c.token_ids) == TOKENS]
+    found = engine.generate([GenerateRequest(user(text), wanted, i) for i, text in enumerate(asked)])
+    full = [(t, c.token_ids) for t, c in zip(asked, found, strict=True) if len(c.token_ids) == TOKENS]
     episodes = []
     for number, (text, ids) in enumerate(full[:EPISODES]):
         answer = (*ids[:-1], encoder.end) if number % 2 else ids

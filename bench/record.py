@@ -1,5 +1,6 @@
 """How every bench reports: one JSON line a figure, printed and kept in bench/results/<bench>.jsonl."""
 
+import argparse
 import json
 import os
 import platform
@@ -50,6 +51,12 @@ def peak_memory_mb(device: str = "cpu") -> float:
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def device_options(parser: argparse.ArgumentParser) -> None:
+    """Let a bench be told where and in which type to compute."""
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
 
 
 def report(bench: str, name: str, solon: float, peer: float | None, ratio: float | None, **more: Any) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from ppo_sides import Settings, Steps, read
+from prompts import rows
 from record import peak_memory_mb
 from torch import Tensor
 
 from solon.models import load_tokenizer, resolve
 from solon.recipe import Reinforce
-from solon.records import Prompt
 from solon.settings import Sampling
 from solon.stages.prompting import Sampler
 from solon.training.policy import open_actors
@@ -54,10 +54,7 @@ def train(settings: Settings) -> None:
     folder = Path(settings.reward)
     actors = open_actors(source, folder, tokenizer, wanted, settings.device, dtype, settings.seed)
     sampler = Sampler(actors.policy.actor, tokenizer, wanted, 16384)
-    prompts = [
-        Prompt(id=text, origin="bench", text=text, kind="red_team", split="train")
-        for text in shuffled(settings)
-    ]
+    prompts = rows(shuffled(settings))
 
     def sample(step: int) -> list[Episode]:
         numbers = range(step * settings.episodes, (step + 1) * settings.episodes)

@@ -17,8 +17,8 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
-from trl_ppo import tokenizer_of
+from trl.experimental.ppo import PPOTrainer, ppo_trainer
+from trl_ppo import quiet_config, tokenizer_of
 
 EPOCHS = 2
 
@@ -73,24 +73,18 @@ def main(path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         count = len(given["prompts"])
         PPOTrainer(
-            args=PPOConfig(
-                output_dir=folder,
+            args=quiet_config(
+                folder,
                 bf16=False,
                 use_cpu=True,
-                gradient_checkpointing=False,
                 per_device_train_batch_size=count,
                 gradient_accumulation_steps=1,
-                num_mini_batches=1,
                 num_ppo_epochs=EPOCHS,
                 total_episodes=count,
                 response_length=len(given["answers"][0]),
-                stop_token="eos",
                 missing_eos_penalty=None,
                 temperature=1.0,
                 kl_coef=given["beta"],
-                num_sample_generations=0,
-                report_to="none",
-                save_strategy="no",
             ),
             processing_class=tokenizer,
             model=policy,

@@ -82,30 +82,38 @@ def dataset_of(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Datase
     return Dataset.from_dict({"input_ids": ids * times})
 
 
+def quiet_config(folder: str, **settings: Any) -> PPOConfig:
+    """What all runs here have: one minibatch an epoch, stop at the end token, nothing shown or kept."""
+    return PPOConfig(
+        output_dir=folder,
+        gradient_checkpointing=False,
+        num_mini_batches=1,
+        stop_token="eos",
+        num_sample_generations=0,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        **settings,
+    )
+
+
 def config_of(settings: Settings, folder: str) -> PPOConfig:
     if settings.episodes % settings.micro:
         raise SystemExit("episodes must be a multiple of micro")
-    return PPOConfig(
-        output_dir=folder,
+    return quiet_config(
+        folder,
         bf16=settings.dtype == "bfloat16",
         use_cpu=settings.device == "cpu",
-        gradient_checkpointing=False,
         per_device_train_batch_size=settings.micro,
         gradient_accumulation_steps=settings.episodes // settings.micro,
-        num_mini_batches=1,
         num_ppo_epochs=settings.epochs,
         total_episodes=settings.steps * settings.episodes,
         response_length=settings.new_tokens,
-        stop_token="eos",
         missing_eos_penalty=settings.missing_end_penalty,
         temperature=settings.temperature,
         learning_rate=settings.learning_rate,
         kl_coef=settings.beta,
-        num_sample_generations=0,
         seed=settings.seed,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
     )
 
 

@@ -35,6 +35,13 @@ def _launch(recipe: Path, folder: Path, how: Sequence[str] = _CPU) -> list[str]:
     ]
 
 
+def _finish(recipe: Path, folder: Path, how: Sequence[str] = _CPU) -> str:
+    """Run to the end in two processes; what they said on stdout."""
+    done = subprocess.run(_launch(recipe, folder, how), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 def _steps(folder: Path) -> list[dict[str, Any]]:
     rows = pq.read_table(folder / "08_reinforce" / "rows.parquet").to_pylist()
     return [json.loads(row["metrics"]) for row in rows]
@@ -63,10 +70,9 @@ def _assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
 def test_two_processes_whiten_and_learn_as_one(
     recipe: Path, one: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    done = subprocess.run(_launch(recipe, tmp_path / "two"), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    said = _finish(recipe, tmp_path / "two")
     _assert_same(_steps(tmp_path / "two"), one)
-    assert done.stdout.count("9/9 evaluate") == 1, "the second process says nothing"
+    assert said.count("9/9 evaluate") == 1, "the second process says nothing"
 
 
 @pytest.mark.parametrize("file", _CONFIGURATIONS, ids=lambda file: file.stem)
@@ -81,9 +87,7 @@ def test_a_trunk_divided_by_fsdp2_learns_the_same(
 ) -> None:
     folder = tmp_path / "two"
     file = next(file for file in _CONFIGURATIONS if file.stem == "fsdp2")
-    how = ("--config_file", str(file))
-    done = subprocess.run(_launch(recipe, folder, how), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    _finish(recipe, folder, ("--config_file", str(file)))
     _assert_same(_steps(folder), one)
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert [e["processes"] for e in events if e["event"] == "divided"] == [2]
@@ -99,8 +103,7 @@ def test_a_vanished_process_stops_all_and_nothing_is_lost(
         _kill_one(running, folder)
         assert running.wait(timeout=120) != 0
     assert not (folder / "08_reinforce" / "manifest.json").exists()
-    again = subprocess.run(_launch(recipe, folder), capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr[-2000:]
+    _finish(recipe, folder)
     _assert_same(_steps(folder), one)
 
 

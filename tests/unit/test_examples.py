@@ -1,9 +1,7 @@
 """PPO in one file does what Solon does, learns, and has the shapes that the documentation shows."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -11,22 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solon.training import advantages, losses
+from tests.scripts import load
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "examples" / "ppo_from_scratch.py"
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ppo_from_scratch", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Its dataclass looks its own module up
-    spec.loader.exec_module(module)
-    return module
-
-
-EXAMPLE = _load()
+EXAMPLE = load(FILE)
 
 
 @given(lengths=st.lists(st.integers(1, 6), min_size=2, max_size=4), seed=st.integers(0, 2**31))

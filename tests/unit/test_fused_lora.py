@@ -77,7 +77,7 @@ def test_without_an_adapter_it_is_the_trunk(adapted: Any, tiny_model_folder: Pat
         torch.testing.assert_close(adapted(input_ids=IDS).logits, plain(input_ids=IDS).logits)
 
 
-def test_attention_in_float32_is_closer_to_the_truth(tiny_model_folder: Path) -> None:
+def test_attention_in_float32_is_near_the_model_in_float32(tiny_model_folder: Path) -> None:
     source = resolve(str(tiny_model_folder))
     exact, short = (load_model(source, "cpu", dtype) for dtype in (torch.float32, torch.bfloat16))
     attend_in_float32(exact)

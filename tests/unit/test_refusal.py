@@ -1,6 +1,5 @@
 """The refusal detector: examples on both sides, and its agreement with people."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -9,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solon.refusal import RULES, is_refusal, refusal_rule
+from tests.scripts import load
 
 ROOT = Path(__file__).parents[2]
 LABELLED = ROOT.parent / "shared" / "data" / "labelled"
@@ -96,12 +96,7 @@ def test_letter_case_and_curled_apostrophes_change_nothing() -> None:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "bench")
-    spec = importlib.util.spec_from_file_location("agreement", ROOT / "bench" / "refusal_agreement.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(ROOT / "bench" / "refusal_agreement.py")
 
 
 def test_agreement_is_computed_as_by_hand(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

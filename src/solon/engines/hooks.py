@@ -92,4 +92,4 @@ def plain_head(model: Any) -> Tensor | None:
 
 def divided(model: Any) -> bool:
     """Whether parts of the model lie on other processes (`training.sharding`)."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+    return isinstance(model.base_model, FSDPModule)

@@ -184,7 +184,7 @@ class _Training:
 
     def _whole(self) -> Any:
         """The policy, to be saved; read anew where it lies in pieces."""
-        if not divided(self.actors.whole):
+        if not divided(self.actors.policy.actor.model):
             return self.actors.whole
         model = load_model(self.source, "cpu", torch.float32)
         return add_adapter(model, self.recipe.reinforce.lora, 0, POLICY)

@@ -104,7 +104,7 @@ def _fit(recipe: Recipe, model: RewardModel, pairs: Sequence[EncodedPair], works
         for step in range(first, len(plan)):
             start = time.monotonic()
             optimiser.anneal(step, len(plan))
-            metrics, tokens = _step(model, optimiser, [pairs[i] for i in plan[step]], settings.max_grad_norm)
+            metrics, tokens = learn(model, optimiser, [pairs[i] for i in plan[step]], settings.max_grad_norm)
             state.record(step, "solon.reward", metrics, tokens, time.monotonic() - start)
             if (step + 1) % settings.save_every == 0 or step + 1 == len(plan):
                 state.save(step + 1)
@@ -129,9 +129,10 @@ def plan_steps(prompts: Sequence[str], size: int, epochs: int, seed: int) -> lis
     return plan
 
 
-def _step(
+def learn(
     model: RewardModel, optimiser: Optimiser, pairs: Sequence[EncodedPair], max_norm: float
 ) -> tuple[dict[str, float], int]:
+    """One optimisation step on these pairs, each answer read once: its figures and the tokens read."""
     answers = list(dict.fromkeys(ids for pair in pairs for ids in (pair.a, pair.b)))
     place = {ids: i for i, ids in enumerate(answers)}
     scores_B = model(answers)

@@ -14,7 +14,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from solon.models import ModelSource, load_model
+
 NAME = "sdpa_float32"
+
+
+def load_trunk(source: ModelSource, device: str, dtype: torch.dtype) -> Any:
+    """A model to train with adapters or whole. Errors are those of `load_model`."""
+    model = load_model(source, device, dtype)
+    attend_in_float32(model)
+    return model
 
 
 def attend_in_float32(model: Any) -> None:

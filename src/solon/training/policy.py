@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solon.models import ModelSource, load_model
+from solon.models import ModelSource
 from solon.recipe import Reinforce
 from solon.training.adapters import add_adapter, load_adapter, train_only
-from solon.training.attention import attend_in_float32
+from solon.training.attention import load_trunk
 from solon.training.encoding import Encoded
 from solon.training.reward_model import RewardModel, load_reward_model
 from solon.training.views import View
@@ -94,14 +94,12 @@ def open_actors(
 
     Errors are those of `load_model` and `load_reward_model`.
     """
-    trunk: Any = load_model(source, device, dtype)
-    attend_in_float32(trunk)
+    trunk: Any = load_trunk(source, device, dtype)
     if settings.method == "lora":
         trunk = add_adapter(trunk, settings.lora, seed, POLICY)
         actor, whole = View(trunk.get_base_model(), POLICY), trunk
     else:
-        whole = load_model(source, device, dtype)
-        attend_in_float32(whole)
+        whole = load_trunk(source, device, dtype)
         actor = View(whole)
     reward_model = load_reward_model(reward, trunk, tokenizer, REWARD)
     frozen = reward_model.trunk

@@ -23,9 +23,8 @@ from solon.training.ppo import describe, improve, targets
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode, Reward, evaluate, plan_epochs, shaped
 
-_CONSTANT_STEPS = (
-    3  # A sparse reward may well be the same for a first batch; for this many it teaches nothing.
-)
+# A sparse reward may well be the same for a first batch; for this many it teaches nothing.
+_CONSTANT_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class PPOTrainer:
         self._seed = seed
         self._sources = tuple(sources)
         self._ranks = ranks or Ranks()
-        self._constant, self._varied = 0, False
+        self._varied = False
 
     def step(self, step: int) -> Done:
         """Sample, score, evaluate, improve.
@@ -74,7 +73,7 @@ class PPOTrainer:
         episodes = self._sample(step)
         sampled = time.monotonic()
         scores_B = shaped(self._reward(episodes), episodes, settings)
-        self._watch_constant(scores_B)
+        self._watch_constant(step, scores_B)
         generator = torch.Generator().manual_seed(seed_from(self._seed, "minibatches", step))
         plan = plan_epochs(episodes, settings, generator, ranks)
         rollout = evaluate(self.policy, episodes, scores_B, plan[0])
@@ -89,12 +88,11 @@ class PPOTrainer:
 
     def extra(self) -> dict[str, Any]:
         """What a checkpoint must hold beside the optimiser's tensors."""
-        return {"beta": self.beta, "constant": self._constant, "varied": self._varied}
+        return {"beta": self.beta, "varied": self._varied}
 
     def restore(self, extra: Mapping[str, Any]) -> None:
         """Put back what `extra` gave; nothing where training starts."""
         self.beta = float(extra.get("beta", self.beta))
-        self._constant = int(extra.get("constant", 0))
         self._varied = bool(extra.get("varied", False))
 
     def _next_beta(self, kl: float) -> float:
@@ -104,13 +102,12 @@ class PPOTrainer:
         controller = AdaptiveKL(settings.kl_target, settings.kl_horizon)
         return controller.next(self.beta, kl, settings.episodes)
 
-    def _watch_constant(self, scores_B: torch.Tensor) -> None:
+    def _watch_constant(self, step: int, scores_B: torch.Tensor) -> None:
         """Once scores have differed, equal ones are no fault: a policy may reach its reward's optimum."""
         highest = self._ranks.max(float(scores_B.max()))
         lowest = -self._ranks.max(-float(scores_B.min()))
         self._varied = self._varied or highest != lowest
-        self._constant = 0 if self._varied else self._constant + 1
-        if self._constant >= _CONSTANT_STEPS:
+        if not self._varied and step + 1 >= _CONSTANT_STEPS:
             raise RunError(
                 f"every answer of the first {_CONSTANT_STEPS} steps has the same score, {highest:g}: there "
                 "is nothing to learn. The last checkpoint is kept. If it is reinforce.missing_end_score, no "

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from solon.digest import digest
 from solon.errors import RunError
-from solon.models import ModelSource, load_model
+from solon.models import ModelSource
 from solon.recipe import Lora
 from solon.saving import saving
 from solon.training.adapters import add_adapter, load_adapter, save_adapter
-from solon.training.attention import attend_in_float32
+from solon.training.attention import load_trunk
 from solon.training.batching import budget_batches
 from solon.training.views import View
 
@@ -103,9 +103,7 @@ def new_reward_model(
     source: ModelSource, device: str, dtype: torch.dtype, lora: Lora, seed: int
 ) -> RewardModel:
     """A reward model that starts from a language model's trunk."""
-    model = load_model(source, device, dtype)
-    attend_in_float32(model)
-    trunk = add_adapter(model, lora, seed, "default")
+    trunk = add_adapter(load_trunk(source, device, dtype), lora, seed, "default")
     return RewardModel(trunk, seed=seed).to(device)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -61,12 +61,10 @@ class Divided:
         fully_shard(model.base_model, mesh=mesh, ignored_params=rest)
         for module in (model, *beside):
             _move(module, device)
-        self._trunk = model.base_model
+        self._model = model
         self._device = device
-        self._width = model.config.get_text_config().hidden_size
-        self._dtype = model.dtype
         self._helping = False
-        self._trunk.register_forward_pre_hook(self._announce)
+        model.base_model.register_forward_pre_hook(self._announce)
 
     def settle(self) -> None:
         """Return once every process is here; until then make the passes that the others make."""
@@ -88,12 +86,13 @@ class Divided:
         try:
             with torch.set_grad_enabled(learns):
                 # No embedding of a token: a gradient must pass through every block, whichever adapter is on.
+                width = self._model.config.get_text_config().hidden_size
                 token_BTD = torch.zeros(
-                    (1, 1, self._width), dtype=self._dtype, device=self._device, requires_grad=learns
+                    (1, 1, width), dtype=self._model.dtype, device=self._device, requires_grad=learns
                 )
-                hidden_BTD: Tensor = self._trunk(inputs_embeds=token_BTD, use_cache=False).last_hidden_state
+                found = self._model.base_model(inputs_embeds=token_BTD, use_cache=False)
                 if learns:
-                    torch.autograd.backward(hidden_BTD.sum() * 0.0)
+                    torch.autograd.backward(found.last_hidden_state.sum() * 0.0)
         finally:
             self._helping = False
 
