@@ -126,7 +126,7 @@ def prepare(folder: Path, device: str, dtype: torch.dtype) -> Bench:
     model.save(folder / "solon-reward", tokenizer)
     rows = answers(encoded(Encoder(tokenizer), "evaluation"))[:16]
     ours_B = model.score(rows)
-    shift = -float(model.get_buffer("mean") / model.get_buffer("std"))
+    shift = float((model.head.bias - model.get_buffer("mean")) / model.get_buffer("std"))
     theirs_B = as_classifier(model, Path(source.path), folder / "trl-reward", rows) + shift
     common = Settings(
         model=str(source.path),
@@ -190,10 +190,8 @@ def as_classifier(
 ) -> torch.Tensor:
     """Write the reward model as a sequence classifier that gives score times 1/std; its scores of `rows`.
 
-    Merged in float32. The head has no bias there, and none that training moved here: only differences of
-    scores are learned from.
+    Merged in float32. The head has no bias there: like the mean, it belongs into what is added to its score.
     """
-    assert float(model.head.bias) == 0.0
     classifier = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
     merged: Any = model.trunk.float().merge_and_unload()
     classifier.model.load_state_dict(merged.model.state_dict())
