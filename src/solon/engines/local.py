@@ -27,6 +27,7 @@ from solon.engines.base import (
     options_by_score,
 )
 from solon.engines.decode import decode
+from solon.engines.packed import packed
 from solon.engines.reader import Reader, TextRow
 from solon.engines.sampling import Chooser
 from solon.errors import RunError, UsageError
@@ -92,7 +93,8 @@ class LocalEngine:
             lengths = [len(p.ids) + sampling.max_tokens for p in prompts]
             for batch in budget_batches(lengths, self._batch_tokens):
                 chosen = [prompts[i] for i in batch]
-                completions = self._generate(chosen, sampling)
+                with packed(self.model, sampling.max_tokens):
+                    completions = self._generate(chosen, sampling)
                 done.update(zip((p.index for p in chosen), completions, strict=True))
                 self._progress(len(batch))
         return [done[index] for index in range(len(requests))]

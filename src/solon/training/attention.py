@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from solon.models import ModelSource, load_model
+from solon.training.lean import lean
 
 NAME = "sdpa_float32"
 
@@ -23,6 +24,7 @@ def load_trunk(source: ModelSource, device: str, dtype: torch.dtype) -> Any:
     """A model to train with adapters or whole. Errors are those of `load_model`."""
     model = load_model(source, device, dtype)
     attend_in_float32(model)
+    lean(model)
     return model
 
 

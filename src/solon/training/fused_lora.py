@@ -29,10 +29,19 @@ def _forward(layer: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
     base, active = layer.get_base_layer(), layer.active_adapters
     if not layer.disable_adapters and len(active) == 1 and _is_plain(layer, base, active[0], x):
         a_RI, b_OR = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
+        if not torch.is_grad_enabled():
+            return _accumulate(base(x), x, a_RI, b_OR, layer.scaling[active[0]])[0]
         found: Tensor = _Adapted.apply(x, base.weight, base.bias, a_RI, b_OR, layer.scaling[active[0]])  # type: ignore[no-untyped-call]
         return found
     found = Linear.forward(layer, x, *arguments, **named)
     return found
+
+
+def _accumulate(y: Tensor, x: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Add the adapter's part to `y`, in place; and what lies between its two matrices, scaled."""
+    low = linear(x, a_RI).mul_(scale)
+    y.flatten(0, -2).addmm_(low.flatten(0, -2), b_OR.T)
+    return y, low
 
 
 def _is_plain(layer: Any, base: nn.Module, adapter: str, x: Tensor) -> bool:
@@ -52,9 +61,7 @@ class _Adapted(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
     ) -> Tensor:
-        low = linear(x, a_RI).mul_(scale)
-        y = linear(x, w_OI, bias_O)
-        y.flatten(0, -2).addmm_(low.flatten(0, -2), b_OR.T)
+        y, low = _accumulate(linear(x, w_OI, bias_O), x, a_RI, b_OR, scale)
         ctx.save_for_backward(x, w_OI, a_RI, b_OR, low)
         ctx.scale = scale
         return y
