@@ -16,8 +16,8 @@ of a product of 2048 x 2048 matrices in the same type.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from peers import left_padded
 from record import device_options, peak_memory_mb, report
 
 from solon.constitution import load_constitution
-from solon.engines.base import Completion, GenerateRequest, Score, ScoreRequest
+from solon.engines.base import Completion, GenerateRequest, Score, ScoreRequest, completions, scores
 from solon.engines.local import LocalEngine, open_engine
 from solon.models import pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe, Revise, load_recipe
-from solon.records import Prompt
+from solon.records import Finish, Prompt
 from solon.settings import Sampling
 from solon.stages.common import asks
 from solon.stages.revise import Reviser
@@ -44,15 +44,14 @@ SAMPLING = Sampling(max_tokens=128, temperature=0.7, top_p=0.95)
 class Plain(LocalEngine):
     """The peer: the same model as it is usually called."""
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        found: list[Completion] = []
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
         for start in range(0, len(requests), BATCH):
-            found += self._sample(requests[start : start + BATCH])
-        return found
+            for place, done in enumerate(self._sample(requests[start : start + BATCH]), start):
+                yield replace(done, index=place)
 
     def _sample(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         sampling = requests[0].sampling
-        prompts = [self._prompt(r.conversation, sampling.max_tokens) for r in requests]
+        prompts = [self._turns.prompt(r.conversation, sampling.max_tokens) for r in requests]
         pad = self._ends[0]
         ids, mask = left_padded(prompts, pad, self.model.device)
         torch.manual_seed(requests[0].seed)
@@ -66,19 +65,18 @@ class Plain(LocalEngine):
             top_k=0,
             pad_token_id=pad,
         )[:, ids.shape[1] :]
-        return [self._completion(p, row) for p, row in zip(prompts, out.tolist(), strict=True)]
+        return [self._answer(p, row) for p, row in zip(prompts, out.tolist(), strict=True)]
 
-    def _completion(self, prompt: Any, ids: Sequence[int]) -> Completion:
+    def _answer(self, prompt: Sequence[int], ids: Sequence[int]) -> Completion:
         ends = [i for i, token in enumerate(ids) if token in self._ends]
         kept = ids[: ends[0] + 1] if ends else ids
         self.tokens_generated += len(kept)
         self.tokens_read += len(prompt)
-        text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
-        return Completion(text, tuple(kept), "stop" if ends else "length", len(prompt))
+        finish: Finish = "stop" if ends else "length"
+        return Completion(self._turns.text(kept), tuple(kept), finish, len(prompt), len(kept))
 
     @torch.inference_mode()
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        found = []
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
         for start in range(0, len(requests), BATCH):
             rows = self._rows(requests[start : start + BATCH])
             width = max(len(row.ids) for row in rows)
@@ -90,10 +88,9 @@ class Plain(LocalEngine):
             ).logits
             logp_BTV = logits[:, :-1].float().log_softmax(-1)
             chosen_BT = logp_BTV.gather(-1, ids[:, 1:, None].to(device)).squeeze(-1)
-            for row, chosen_T in zip(rows, chosen_BT, strict=True):
-                first = len(row.ids) - len(row.answer)
-                found.append(Score(tuple(chosen_T[first - 1 : len(row.ids) - 1].tolist())))
-        return found
+            for place, (row, chosen_T) in enumerate(zip(rows, chosen_BT, strict=True), start):
+                answer_T = chosen_T[len(row.prompt) - 1 : len(row.ids) - 1]
+                yield Score(tuple(answer_T.tolist()), index=place)
 
 
 @dataclass(frozen=True)
@@ -155,8 +152,8 @@ class Bench:
         return statistics.median(i / r.seconds for i, r in zip(ideal, runs, strict=True))
 
     def scores(self, requests: Sequence[ScoreRequest]) -> None:
-        self.compare("scores_per_second", lambda e: e.score(requests), lambda _: float(len(requests)))
-        ours, theirs = self.solon.score(requests), self.plain.score(requests)
+        self.compare("scores_per_second", lambda e: scores(e, requests), lambda _: float(len(requests)))
+        ours, theirs = scores(self.solon, requests), scores(self.plain, requests)
         apart = [
             abs(a - b)
             for x, y in zip(ours, theirs, strict=True)
@@ -177,7 +174,7 @@ def chain(recipe: Recipe, inputs: Inputs, prompts: Sequence[Prompt]) -> Callable
         batch=64,
     )
     changed = recipe.model_copy(update={"revise": settings})
-    return lambda engine: Reviser(changed, inputs, engine, None).work(prompts)
+    return lambda engine: Reviser(changed, inputs, engine, engine, None).work(prompts)
 
 
 def main() -> None:
@@ -196,10 +193,12 @@ def main() -> None:
     texts = shipped.texts("red_team")[:PROMPTS]
     prompts = shipped.rows(texts)
     requests = [GenerateRequest(asks(p.text), SAMPLING, i) for i, p in enumerate(prompts)]
-    bench.compare("answers_tokens_per_second", lambda e: e.generate(requests), lambda t: float(t.generated))
-    inputs = Inputs(load_constitution(recipe.constitution), source, source, Path(), {})
+    bench.compare(
+        "answers_tokens_per_second", lambda e: completions(e, requests), lambda t: float(t.generated)
+    )
+    inputs = Inputs(load_constitution(recipe.constitution), source, {}, Path(), {})
     bench.compare("chain_tokens_per_second", chain(recipe, inputs, prompts), lambda t: float(t.generated))
-    answers = solon.generate([GenerateRequest(asks(t), SAMPLING, i) for t in texts for i in range(8)])
+    answers = completions(solon, [GenerateRequest(asks(t), SAMPLING, i) for t in texts for i in range(8)])
     asked = [text for text in texts for _ in range(8)]
     scored = [ScoreRequest(asks(t), a.text) for t, a in zip(asked, answers, strict=True) if a.text]
     bench.scores(scored)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from trl_environment import TRL, run
 
-from solon.engines.base import GenerateRequest, user
+from solon.engines.base import GenerateRequest, completions, user
 from solon.engines.local import LocalEngine
 from solon.models import ModelSource, load_model, load_tokenizer, resolve
 from solon.recipe import Reinforce
@@ -65,7 +65,7 @@ def sampled(source: ModelSource, folder: Path) -> Batch:
     encoder, engine = Encoder(tokenizer), LocalEngine(model, tokenizer, "policy")
     asked = texts("red_team")[: 2 * EPISODES]
     wanted = Sampling(max_tokens=TOKENS, temperature=1.0)
-    found = engine.generate([GenerateRequest(user(text), wanted, i) for i, text in enumerate(asked)])
+    found = completions(engine, [GenerateRequest(user(text), wanted, i) for i, text in enumerate(asked)])
     full = [(t, c.token_ids) for t, c in zip(asked, found, strict=True) if len(c.token_ids) == TOKENS]
     episodes = []
     for number, (text, ids) in enumerate(full[:EPISODES]):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solon.engines.base import GenerateRequest, user
+from solon.engines.base import GenerateRequest, completions, user
 from solon.engines.local import LocalEngine
 from solon.models import load_tokenizer, resolve
 from solon.recipe import Lora, Reinforce
@@ -74,5 +74,5 @@ class Asker:
     def __call__(self, step: int, count: int) -> list[Episode]:
         requests = [GenerateRequest(user("go"), self._sampling, 10_000 * step + i) for i in range(count)]
         with using(self._view.model, self._view.adapter):
-            done = self._engine.generate(requests)
+            done = completions(self._engine, requests)
         return [Episode(self.prompt, c.token_ids, c.finish == "stop", "red_team") for c in done]

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from solon.engines.base import GenerateRequest, user
+from solon.engines.base import GenerateRequest, completions, user
 from solon.errors import RunError
 from solon.models import ModelSource, resolve
 from solon.pipeline import open_run
@@ -32,7 +32,7 @@ class Panel:
     def answers(self, prompt: str) -> dict[str, str]:
         """Each model's greedy answer, by the model's name."""
         request = GenerateRequest(user(prompt), self._sampling, 0)
-        return {name: engine.generate([request])[0].text for name, engine in self._engines.items()}
+        return {name: completions(engine, [request])[0].text for name, engine in self._engines.items()}
 
     def ask(self, prompt: str) -> None:
         """Print the answers, a column a model."""

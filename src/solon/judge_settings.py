@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from solon.roles import Role
 from solon.settings import Sampling, Settings
 
 JudgeKind = Literal["linear_probe", "choice", "chain_of_thought", "likelihood", "score", "ensemble"]
@@ -66,23 +67,13 @@ class ThinkingSettings(Settings):
         return self
 
 
-class JudgeSettings(Settings):
+class JudgeSettings(Role):
     """Who says which answer the constitution prefers."""
 
     kind: tuple[JudgeKind, ...] = Field(
         default=("linear_probe",),
         min_length=1,
         description="One judge, or a list: the check picks the best of them",
-    )
-    model: str = Field(default="", description="The judge's model; empty: the recipe's model")
-    engine: Literal["local", "http"] = Field(
-        default="local", description="http: the model runs on a server, and `model` is its name there"
-    )
-    endpoints: tuple[str, ...] = Field(
-        default=(), description="http: the servers' addresses, such as http://127.0.0.1:8000/v1"
-    )
-    api_key_env: str = Field(
-        default="SOLON_API_KEY", min_length=1, description="http: the environment variable with the key"
     )
     principles: int = Field(
         default=1, ge=1, description="Principles asked about each pair; their mean counts"
@@ -113,16 +104,20 @@ class JudgeSettings(Settings):
     def _fits(self) -> "JudgeSettings":
         if "ensemble" in self.members:
             raise ValueError("members: an ensemble cannot be its own member; name other judges")
-        if self.engine == "http" and not (self.endpoints and self.model):
-            raise ValueError("engine: http needs `model`, its name on the server, and `endpoints`")
-        if self.engine == "http" and "linear_probe" in self.all_kinds:
-            raise ValueError(
-                "engine: a server shows no hidden states, so linear_probe needs `engine: local`; "
-                "name other judges in `kind` (and `members`)"
-            )
         return self
+
+    @property
+    def kinds(self) -> tuple[JudgeKind, ...]:
+        """Those of `kind` that the engine can do; `choice` if it can do none of them.
+
+        Only a local engine shows hidden states, which linear_probe reads.
+        """
+        if self.engine == "local":
+            return self.kind
+        able = {"linear_probe": False, "ensemble": "linear_probe" not in self.members}
+        return tuple(kind for kind in self.kind if able.get(kind, True)) or ("choice",)
 
     @property
     def all_kinds(self) -> frozenset[JudgeKind]:
         """The kinds that are opened, the members of an ensemble among them."""
-        return frozenset({*self.kind, *(self.members if "ensemble" in self.kind else ())})
+        return frozenset({*self.kinds, *(self.members if "ensemble" in self.kinds else ())})

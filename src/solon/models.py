@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from solon import embedded
 from solon.digest import digest, file_sha256
 from solon.errors import UsageError
-from solon.judge_settings import JudgeSettings
 from solon.saving import first_line
 
 if TYPE_CHECKING:
@@ -87,16 +86,6 @@ def resolve(name: str, fetch: bool = True) -> ModelSource:
             f"model {name}: no such folder. Use `embedded`, a folder that holds config.json, or a hub name."
         )
     return _hub(name, fetch)
-
-
-def judge_source(settings: JudgeSettings, model: str, fetch: bool = True) -> ModelSource:
-    """The judge's model: its own, else `model`; one on a server is known by its name alone.
-
-    Errors are those of `resolve`.
-    """
-    if settings.engine == "http":
-        return ModelSource(settings.model, "", f"http:{settings.model}")
-    return resolve(settings.model or model, fetch)
 
 
 def _local(folder: Path) -> ModelSource:

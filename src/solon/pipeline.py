@@ -11,7 +11,7 @@ from solon import embedded
 from solon import recipe as recipes
 from solon.constitution import MIN_COMPARISONS, Constitution, Purpose, dump, load_constitution
 from solon.errors import RunError, UsageError
-from solon.models import ModelSource, judge_source, resolve
+from solon.models import ModelSource, resolve
 from solon.plan import (
     BY_NAME,
     STAGES,
@@ -24,8 +24,10 @@ from solon.plan import (
 )
 from solon.processes import Process, alone, this_process, wait_until
 from solon.progress import Reporter
-from solon.recipe import Recipe
+from solon.recipe import JudgeName, Recipe
 from solon.records import Row
+from solon.role_models import role_source
+from solon.roles import RoleName
 from solon.store import (
     EventLog,
     Manifest,
@@ -47,7 +49,7 @@ class Inputs:
 
     constitution: Constitution
     base: ModelSource
-    judge: ModelSource
+    models: Mapping[RoleName, ModelSource]
     beside: Path
     folders: Mapping[str, Path]
 
@@ -84,13 +86,16 @@ class Run:
         if fetch and recipe.model == embedded.NAME and not embedded.fetched():
             reporter.say(f"Fetching the embedded model {embedded.TITLE} (98 MB, once).")
         self._base = resolve(recipe.model, fetch)
-        self._judge = judge_source(recipe.judge, recipe.model, fetch)
+        self._models = {name: self._role_source(name, fetch) for name in get_args(RoleName)}
         prompt_paths(recipe, beside)
         check_paths(recipe, beside)
         shaping_path(recipe, beside)
         _check_fit(recipe, self.constitution)
         _check_alone(recipe, self.process)
         _check_owner(folder, recipe)
+
+    def _role_source(self, name: RoleName, fetch: bool) -> ModelSource:
+        return role_source(name, self.recipe.role(name), self.recipe.model, fetch)
 
     def plan(self, until: str | None = None) -> list[Planned]:
         """What would run and what would be reused, decided without running anything."""
@@ -188,7 +193,8 @@ class Run:
 
     def _key(self, stage: Stage, outputs: Mapping[str, str]) -> str:
         inputs = {name: outputs[name] for name in stage.inputs(self.recipe)}
-        models = Models(self._base.identity, self._judge.identity)
+        roles = {name: source.identity for name, source in self._models.items()}
+        models = Models(self._base.identity, roles)
         return stage_key(stage, self.recipe, self.constitution, models, inputs, self.beside)
 
     def _run_stage(self, stage: Stage, outputs: Mapping[str, str], events: EventLog) -> Manifest:
@@ -210,7 +216,7 @@ class Run:
 
     def _inputs(self, stage: Stage) -> Inputs:
         folders = {name: self.folder / BY_NAME[name].folder for name in stage.inputs(self.recipe)}
-        return Inputs(self.constitution, self._base, self._judge, self.beside, folders)
+        return Inputs(self.constitution, self._base, self._models, self.beside, folders)
 
     @staticmethod
     def _module(stage: Stage) -> Any:
@@ -240,9 +246,10 @@ def _check_fit(recipe: Recipe, constitution: Constitution) -> None:
     if not constitution.of("evaluation"):
         fix = "Mark at least one principle with `purpose: evaluation`."
         raise UsageError(f"the constitution {constitution.name} has no evaluation principle. {fix}")
-    for purpose in get_args(Purpose):
+    names: dict[Purpose, JudgeName] = {"training": "judge", "evaluation": "evaluator"}
+    for purpose, name in names.items():
         count = len(constitution.comparisons(purpose))
-        wanted = MIN_COMPARISONS if "linear_probe" in recipe.judge.all_kinds else 1
+        wanted = MIN_COMPARISONS if "linear_probe" in recipe.judge_of(name).all_kinds else 1
         if count < wanted:
             raise UsageError(
                 f"the constitution {constitution.name} has {count} comparisons for {purpose} principles; "

@@ -15,8 +15,9 @@ from solon.constitution import Constitution, Principle, Purpose
 from solon.digest import digest, file_sha256
 from solon.errors import UsageError
 from solon.judge_settings import JudgeKind, JudgeSettings
-from solon.recipe import Algorithm, Recipe
+from solon.recipe import Algorithm, JudgeName, Recipe
 from solon.records import Checked, Label, Prompt, Row, Step, Verdict, Written
+from solon.roles import Role, RoleName
 
 Part = Callable[[Recipe, Constitution], Any]
 
@@ -32,8 +33,8 @@ def _no_files(recipe: Recipe, beside: Path) -> list[Path]:
 class Stage:
     """One stage: its module below `solon.stages`, its inputs, and what it depends on.
 
-    `inputs` names the stages that it reads, `files` the user's files, and `judged` tells whether the judge's
-    model takes part. `version` is raised when a change of the code changes the rows. All processes of a
+    `inputs` names the stages that it reads, `files` the user's files, and `roles` those whose models take
+    part. `version` is raised when a change of the code changes the rows. All processes of a
     launch join in a `distributed` stage; the first one does the others.
     """
 
@@ -44,7 +45,7 @@ class Stage:
     depends: Part
     planned: Callable[[Recipe], str]
     files: Files = _no_files
-    judged: Callable[[Recipe], bool] = lambda recipe: False
+    roles: Callable[[Recipe], tuple[RoleName, ...]] = lambda recipe: ()
     version: int = 1
     distributed: bool = False
 
@@ -63,11 +64,14 @@ def prompt_paths(recipe: Recipe, beside: Path) -> list[Path]:
     return [shipped.find("prompts", source.file, ".jsonl", beside) for source in sources]
 
 
-def check_paths(recipe: Recipe, beside: Path) -> list[Path]:
-    """The judge's check file, if the recipe names one. Raises UsageError if it is absent."""
-    if not recipe.judge.check:
-        return []
-    return [_users_file("judge.check", recipe.judge.check, beside)]
+def check_paths(recipe: Recipe, beside: Path, name: JudgeName = "judge") -> list[Path]:
+    """The check file of a judge, if the recipe names one. Raises UsageError if it is absent."""
+    check = recipe.judge_of(name).check
+    return [_users_file(f"{name}.check", check, beside)] if check else []
+
+
+def _evaluator_paths(recipe: Recipe, beside: Path) -> list[Path]:
+    return check_paths(recipe, beside, "evaluator")
 
 
 def _users_file(key: str, file: str, beside: Path) -> Path:
@@ -114,12 +118,21 @@ _WORDING_OF: Mapping[JudgeKind, tuple[str, ...]] = {
 }
 
 
+# Of a role: where its model is asked and how much at the most. What it says does not depend on that.
+_WHERE = frozenset({"endpoints", "api_key_env", "http"})
+
+
+def _role_part(role: Role) -> Any:
+    return [role.model_dump(exclude=set(_WHERE)), role.http.interface]
+
+
 def judge_part(settings: JudgeSettings, constitution: Constitution, purpose: Purpose) -> Any:
     """What a judge's answers depend on: which principles are drawn, and the wordings that its kind reads."""
     fields = sorted({field for kind in settings.all_kinds for field in _WORDING_OF[kind]})
     comparisons = [c.model_dump() for c in constitution.comparisons(purpose)]
     return [
-        settings.model_dump(exclude={"allow_weak", "endpoints", "api_key_env"}),
+        settings.model_dump(exclude={"allow_weak", *_WHERE}),
+        settings.http.interface,
         comparisons,
         _wordings(constitution.of(purpose), *fields),
     ]
@@ -138,7 +151,7 @@ def _revise(recipe: Recipe, constitution: Constitution) -> Any:
     ids = {p.id for p in constitution.of("training")}
     shown = [d.model_dump() for d in constitution.demonstrations.revisions if d.principle in ids]
     judged = judge_part(recipe.judge, constitution, "training") if recipe.revise.candidates > 1 else None
-    return [recipe.revise.model_dump(), principles, shown, judged]
+    return [recipe.revise.model_dump(), _role_part(recipe.critic), principles, shown, judged]
 
 
 def _label(recipe: Recipe, constitution: Constitution) -> Any:
@@ -148,7 +161,8 @@ def _label(recipe: Recipe, constitution: Constitution) -> Any:
 
 def _evaluate(recipe: Recipe, constitution: Constitution) -> Any:
     questions = _wordings(constitution.of("evaluation"), "question")
-    return [recipe.evaluate.model_dump(), questions, judge_part(recipe.judge, constitution, "evaluation")]
+    judge = judge_part(recipe.judge_of("evaluator"), constitution, "evaluation")
+    return [recipe.evaluate.model_dump(), questions, judge]
 
 
 def _guarded(recipe: Recipe) -> bool:
@@ -211,9 +225,9 @@ STAGES: tuple[Stage, ...] = (
         Checked,
         _reads(),
         _preflight,
-        lambda r: f"check of the judge: {', '.join(r.judge.kind)}",
+        lambda r: f"check of the judge: {', '.join(r.judge.kinds)}",
         check_paths,
-        judged=lambda r: True,
+        roles=lambda r: ("judge",),
     ),
     Stage(
         3,
@@ -223,7 +237,7 @@ STAGES: tuple[Stage, ...] = (
         lambda r: ("red_team", "preflight") if r.revise.candidates > 1 else ("red_team",),
         _revise,
         _count_revise,
-        judged=lambda r: r.revise.candidates > 1,
+        roles=lambda r: ("critic", "judge") if r.revise.candidates > 1 else ("critic",),
     ),
     Stage(
         4,
@@ -248,7 +262,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("preflight", "sample"),
         _label,
         lambda r: f"up to {(r.sample.prompts + r.sample.helpful) * r.label.pairs} pairs",
-        judged=lambda r: True,
+        roles=lambda r: ("judge",),
     ),
     Stage(
         7,
@@ -269,7 +283,7 @@ STAGES: tuple[Stage, ...] = (
             f"{', '.join(r.reinforce.algorithm)}: {r.reinforce.steps} steps x {r.reinforce.episodes} episodes"
         ),
         _shaping_files,
-        judged=_guarded,
+        roles=lambda r: ("judge",) if _guarded(r) else (),
         version=3,
         distributed=True,
     ),
@@ -280,8 +294,8 @@ STAGES: tuple[Stage, ...] = (
         _reads("red_team", "revise", "finetune", "reinforce"),
         _evaluate,
         lambda r: f"3 models x {r.evaluate.prompts + r.evaluate.helpful} held-out prompts",
-        check_paths,
-        judged=lambda r: True,
+        _evaluator_paths,
+        roles=lambda r: ("evaluator",),
     ),
 )
 
@@ -293,7 +307,7 @@ class Models:
     """The identities of the models that a run uses."""
 
     base: str
-    judge: str
+    roles: Mapping[RoleName, str]
 
 
 def stage_key(
@@ -306,6 +320,6 @@ def stage_key(
 ) -> str:
     """The digest of all that the rows of `stage` depend on. `inputs` maps stage names to output digests."""
     files = [file_sha256(path) for path in stage.files(recipe, beside)]
-    identities = [models.base, models.judge if stage.judged(recipe) else None]
+    identities = [models.base, *([name, models.roles[name]] for name in stage.roles(recipe))]
     common = [stage.name, stage.version, recipe.seed, recipe.dtype, identities]
     return digest([common, stage.depends(recipe, constitution), dict(inputs), files])

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from solon import shipped
 from solon.errors import ProblemsError, UsageError
 from solon.judge_settings import JudgeSettings
+from solon.roles import Role, RoleName
 from solon.settings import Sampling, Settings
 from solon.yamlfile import Document, load, parse, validate
 
@@ -136,6 +137,7 @@ class Guard(Settings):
 
 
 Algorithm = Literal["ppo", "rloo", "grpo", "dpo"]
+JudgeName = Literal["judge", "evaluator"]
 
 
 class Reinforce(Settings):
@@ -253,11 +255,22 @@ class Recipe(Settings):
     revise: Revise = Revise()
     finetune: Finetune = Finetune()
     sample: Sample = Sample()
+    critic: Role = Role()
     judge: JudgeSettings = JudgeSettings()
+    evaluator: JudgeSettings | None = Field(
+        default=None, description="The judge of the evaluation, in full; none: the same settings as `judge`"
+    )
     label: LabelSettings = LabelSettings()
     reward: Reward = Reward()
     reinforce: Reinforce = Reinforce()
     evaluate: Evaluate = Evaluate()
+
+    def role(self, name: RoleName) -> Role:
+        return self.critic if name == "critic" else self.judge_of(name)
+
+    def judge_of(self, name: JudgeName) -> JudgeSettings:
+        """The judge that labels, or the one that evaluates."""
+        return self.evaluator if name == "evaluator" and self.evaluator else self.judge
 
 
 def load_recipe(name_or_path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Recipe, Path]:

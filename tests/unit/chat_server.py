@@ -1,7 +1,7 @@
 """A chat server for tests, on a port of this machine: it answers as a function says, and keeps what came."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,16 +54,22 @@ def message(text: str, logprobs: list[Any] | None = None, finish: str = "stop") 
 
 
 @contextmanager
-def serving(answer: Callable[[Asked], Answer]) -> Iterator[Server]:
-    """A running server; it is gone after the block."""
+def serving(answer: Callable[[Asked], Answer], models: Sequence[str] = ()) -> Iterator[Server]:
+    """A running server that lists these models; it is gone after the block."""
     asked: list[Asked] = []
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            listed = Answer({"data": [{"id": model} for model in models]})
+            self._send(listed if self.path == "/v1/models" else Answer("not here", 404))
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             one = Asked(self.path, body, self.headers.get("Authorization"))
             asked.append(one)
-            given = answer(one)
+            self._send(answer(one))
+
+        def _send(self, given: Answer) -> None:
             raw = (given.body if isinstance(given.body, str) else json.dumps(given.body)).encode()
             self.send_response(given.status)
             for name, value in {"Content-Length": str(len(raw)), **given.headers}.items():

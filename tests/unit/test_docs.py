@@ -59,7 +59,7 @@ def _settings() -> dict[str, dict[str, str]]:
     groups: list[tuple[str, type[BaseModel]]] = []
     for name, field in Recipe.model_fields.items():
         section = _model_of(field.annotation)
-        if section:
+        if section and field.default is not None:
             groups.append((name, section))
         else:
             found["The run"][name] = _default(field.default)

@@ -1,6 +1,7 @@
 """The engine on a server: options read from top log-probabilities, retries, refusals, judges over HTTP."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +9,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from solon.constitution import Principle
-from solon.engines.base import GenerateRequest, Message, OptionRequest, ScoreRequest, user
+from solon.engines.base import (
+    GenerateRequest,
+    Message,
+    OptionRequest,
+    ScoreRequest,
+    completions,
+    scores,
+    user,
+)
 from solon.engines.http import HttpEngine
 from solon.engines.local import LocalEngine
 from solon.engines.option_reading import TopLogprobs, read_options
-from solon.errors import LogprobsUnavailableError, ProblemsError, RunError, UsageError
+from solon.errors import LogprobsUnavailableError, RunError, UsageError
 from solon.feedback.base import Question
 from solon.feedback.chain_of_thought import ChainOfThoughtJudge, Thinking
 from solon.feedback.choice import ChoiceJudge
@@ -22,7 +32,12 @@ from solon.feedback.demonstrated import Demonstrated
 from solon.feedback.judging import asked_of
 from solon.feedback.options import CHOICES
 from solon.feedback.score import ScoreJudge
+from solon.judge_settings import JudgeSettings
+from solon.models import ModelSource
+from solon.role_models import role_source
+from solon.roles import Role
 from solon.settings import Sampling
+from tests.http_setup import http_engine
 from tests.unit.chat_server import Answer, Asked, message, serving
 
 PRINCIPLE = Principle(id="p", about="a", critique="c", revision="r", question="Which is kinder?")
@@ -32,7 +47,7 @@ ASKED = [OptionRequest(user("q"), "", CHOICES)]
 
 
 def _engine(url: str, waited: list[float] | None = None) -> HttpEngine:
-    return HttpEngine([url], "m", pause=(waited if waited is not None else []).append)
+    return http_engine(url, pause=(waited if waited is not None else []).append)
 
 
 # --- options ------------------------------------------------------------------------------------------
@@ -96,11 +111,12 @@ def test_texts_come_in_the_order_of_the_requests_and_are_counted() -> None:
 
     sampling = Sampling(max_tokens=9, temperature=0.5, top_p=0.9)
     with serving(answer) as one, serving(answer) as two:
-        engine = HttpEngine([one.url, two.url], "m")
-        done = engine.generate([GenerateRequest(user(str(i)), sampling, i) for i in range(9)])
+        engine = http_engine(one.url, two.url)
+        done = completions(engine, [GenerateRequest(user(str(i)), sampling, i) for i in range(9)])
     assert [completion.text for completion in done] == [f"{i}!" for i in range(9)]
     assert {completion.finish for completion in done} == {"length"}
-    assert (len(one.asked), len(two.asked)) == (5, 4)
+    assert len(one.asked) + len(two.asked) == 9
+    assert min(len(one.asked), len(two.asked)) >= 1
     assert (engine.tokens_read, engine.tokens_generated) == (63, 27)
     body = one.asked[0].body
     assert (body["model"], body["max_tokens"], body["temperature"], body["top_p"]) == ("m", 9, 0.5, 0.9)
@@ -109,9 +125,9 @@ def test_texts_come_in_the_order_of_the_requests_and_are_counted() -> None:
 def test_the_key_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(lambda asked: Answer(message("x"))) as server:
         engine = _engine(server.url)
-        engine.generate([GenerateRequest(user("q"), Sampling(), 0)])
+        completions(engine, [GenerateRequest(user("q"), Sampling(), 0)])
         monkeypatch.setenv("SOLON_API_KEY", "s3cret")
-        engine.generate([GenerateRequest(user("q"), Sampling(), 0)])
+        completions(engine, [GenerateRequest(user("q"), Sampling(), 0)])
     assert [asked.authorization for asked in server.asked] == [None, "Bearer s3cret"]
     assert "s3cret" not in repr([vars(engine), vars(engine._client)])
 
@@ -121,66 +137,73 @@ def test_the_key_is_in_no_message(key: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SOLON_API_KEY", key)
     with serving(lambda asked: Answer(f"{asked.authorization} is wrong", 401)) as server:
         with pytest.raises(RunError, match="Bearer … is wrong") as found:
-            _engine(server.url).generate([GenerateRequest(user("q"), Sampling(), 0)])
+            completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
         assert server.asked[0].authorization == "Bearer s3cret"
     assert "s3cret" not in str(found.value)
     monkeypatch.setenv("SOLON_API_KEY", "sécret")
     with pytest.raises(UsageError, match="characters that no key has"):
-        _engine(server.url).generate([GenerateRequest(user("q"), Sampling(), 0)])
+        completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
 
 
 @pytest.mark.parametrize(
-    ("fault", "wait"),
-    [
-        (Answer("busy", 429, {"Retry-After": "7"}), 7.0),
-        (Answer("busy", 429, {"Retry-After": "9999"}), 60.0),
-        (Answer("busy", 429, {"Retry-After": "-1"}), None),
-        (Answer("down", 503), None),
-        (Answer('{"choices": [', 200), None),
-        (Answer("[]", 200), None),
-    ],
+    "fault", [Answer("down", 503), Answer("down", 500), Answer('{"choices": [', 200), Answer("[]", 200)]
 )
-def test_a_busy_or_broken_server_is_asked_again(fault: Answer, wait: float | None) -> None:
+def test_a_broken_server_is_asked_again_after_growing_pauses(fault: Answer) -> None:
     answers = iter([fault, fault, Answer(message("at last"))])
     waited: list[float] = []
     with serving(lambda asked: next(answers)) as server:
-        [done] = _engine(server.url, waited).generate([GenerateRequest(user("q"), Sampling(), 0)])
+        [done] = completions(_engine(server.url, waited), [GenerateRequest(user("q"), Sampling(), 0)])
     assert done.text == "at last"
-    if wait is not None:
-        assert waited == [wait, wait]
-    else:
-        assert 0.25 <= waited[0] <= 0.5 <= waited[1] <= 1.0
+    assert 0.25 <= waited[0] <= 0.5 <= waited[1] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("header", "least"), [({"Retry-After": "0.1"}, 0.2), ({"Retry-After": "-1"}, 0.5), ({}, 0.5)]
+)
+def test_a_busy_server_is_asked_again_when_it_says_so(header: dict[str, str], least: float) -> None:
+    busy = Answer("busy", 429, header)
+    answers = iter([busy, busy, Answer(message("at last"))])
+    waited: list[float] = []
+    start = time.monotonic()
+    with serving(lambda asked: next(answers)) as server:
+        [done] = completions(_engine(server.url, waited), [GenerateRequest(user("q"), Sampling(), 0)])
+    assert done.text == "at last"
+    assert time.monotonic() - start >= least
+    assert waited == []
 
 
 def test_a_server_that_stays_down_is_named() -> None:
     with serving(lambda asked: Answer("down", 500)) as server:
         engine = _engine(server.url)
         with pytest.raises(
-            RunError, match=r"no usable answer in 6 attempts: http://127\.0\.0\.1.*status 500: down"
+            RunError, match=r"no usable answer in 8 attempts: http://127\.0\.0\.1.*status 500: down"
         ):
-            engine.generate([GenerateRequest(user("q"), Sampling(), 0)])
-    with pytest.raises(RunError, match="Check that the server is up"):
-        engine.generate([GenerateRequest(user("q"), Sampling(), 0)])
+            completions(engine, [GenerateRequest(user("q"), Sampling(), 0)])
+    with pytest.raises(RunError, match=r"127\.0\.0\.1.*no server answers there.*judge\.endpoints"):
+        completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
 
 
 @pytest.mark.parametrize(("status", "text"), [(404, "no model m"), (401, "no key"), (400, "too long")])
 def test_a_refusal_is_not_asked_again(status: int, text: str) -> None:
     with serving(lambda asked: Answer(text, status)) as server:
         with pytest.raises(RunError, match=f"refused, http://127.*status {status}: {text}"):
-            _engine(server.url).generate([GenerateRequest(user("q"), Sampling(), 0)])
+            completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
         assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": [None]}, {"choices": [{"message": "x"}]}])
 def test_a_server_of_another_kind_is_named(body: dict[str, Any]) -> None:
-    with serving(lambda asked: Answer(body)) as server, pytest.raises(RunError, match="holds no message"):
-        _engine(server.url).generate([GenerateRequest(user("q"), Sampling(), 0)])
+    with (
+        serving(lambda asked: Answer(body)) as server,
+        pytest.raises(RunError, match=r"it holds no (message|choice)"),
+    ):
+        completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
 
 
 def test_addresses_are_checked() -> None:
     for endpoints in ([], ["127.0.0.1:8000"], ["http://127.0.0.1:80OO/v1"], ["http://"]):
         with pytest.raises(UsageError, match="Give addresses such as http"):
-            HttpEngine(endpoints, "m")
+            http_engine(*endpoints)
 
 
 # --- log-probabilities of given texts -----------------------------------------------------------------
@@ -214,8 +237,8 @@ def test_scores_over_http_are_those_of_the_local_model(tiny_engine: LocalEngine)
     talk = (Message("user", "Who are you?"), Message("assistant", "A model."), Message("user", "And they?"))
     requests = [ScoreRequest(user("Hi there"), "Hello you"), ScoreRequest(talk, "People")]
     with serving(_vllm(tiny_engine)) as server:
-        found = _engine(server.url).score(requests)
-    for ours, local in zip(found, tiny_engine.score(requests), strict=True):
+        found = scores(_engine(server.url), requests)
+    for ours, local in zip(found, scores(tiny_engine, requests), strict=True):
         assert ours.logprobs == pytest.approx(local.logprobs, abs=1e-4)
 
 
@@ -225,9 +248,9 @@ def test_one_error_stops_what_has_not_begun() -> None:
         return Answer("no", 401) if wrong else Answer("busy", 503)
 
     with serving(answer) as server:
-        engine = HttpEngine([server.url], "m")
+        engine = http_engine(server.url)
         with pytest.raises(RunError, match="refused"):
-            engine.generate([GenerateRequest(user(str(i)), Sampling(), 0) for i in range(200)])
+            completions(engine, [GenerateRequest(user(str(i)), Sampling(), 0) for i in range(200)])
         assert len(server.asked) < 100
 
 
@@ -236,8 +259,8 @@ def test_a_failing_server_leaves_the_work_to_the_others() -> None:
         serving(lambda asked: Answer("down", 500)) as down,
         serving(lambda asked: Answer(message("x"))) as up,
     ):
-        engine = HttpEngine([down.url, up.url], "m", pause=lambda seconds: None)
-        done = engine.generate([GenerateRequest(user("q"), Sampling(), i) for i in range(8)])
+        engine = http_engine(down.url, up.url)
+        done = completions(engine, [GenerateRequest(user("q"), Sampling(), i) for i in range(8)])
     assert [completion.text for completion in done] == ["x"] * 8
 
 
@@ -254,9 +277,9 @@ def test_a_failing_server_leaves_the_work_to_the_others() -> None:
 def test_a_token_without_a_number_is_an_error(rows: list[Any]) -> None:
     with (
         serving(lambda asked: Answer({**message("x"), "prompt_logprobs": rows})) as server,
-        pytest.raises(RunError, match="an answer has an unknown form"),
+        pytest.raises(RunError, match="the answer has an unknown form"),
     ):
-        _engine(server.url).score([ScoreRequest(user("q"), "a")])
+        scores(_engine(server.url), [ScoreRequest(user("q"), "a")])
 
 
 def test_a_template_that_writes_a_begun_answer_otherwise_is_named() -> None:
@@ -266,7 +289,7 @@ def test_a_template_that_writes_a_begun_answer_otherwise_is_named() -> None:
         return Answer({**message("x"), "prompt_logprobs": [None, *({t: {"logprob": -1.0}} for t in tokens)]})
 
     with serving(answer) as server, pytest.raises(RunError, match="cannot be told apart"):
-        _engine(server.url).score([ScoreRequest(user("q"), "a")])
+        scores(_engine(server.url), [ScoreRequest(user("q"), "a")])
 
 
 def test_a_server_without_prompt_logprobs_is_named() -> None:
@@ -274,7 +297,7 @@ def test_a_server_without_prompt_logprobs_is_named() -> None:
         serving(lambda asked: Answer(message("x"))) as server,
         pytest.raises(LogprobsUnavailableError, match=r"127\.0\.0\.1.*prompt_logprobs"),
     ):
-        _engine(server.url).score([ScoreRequest(user("q"), "a")])
+        scores(_engine(server.url), [ScoreRequest(user("q"), "a")])
 
 
 # --- judges -------------------------------------------------------------------------------------------
@@ -369,16 +392,131 @@ def test_thinking_over_http_asks_for_the_option_in_a_turn_of_its_own() -> None:
     assert judgement.p_a == pytest.approx(1 / (1 + math.exp(-1)))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message_"),
-    [
-        (("engine=http",), "http needs `model`"),
-        (("engine=http", "endpoints=[http://127.0.0.1:1/v1]", "kind=linear_probe"), "shows no hidden states"),
-        (("engine=http", "endpoints=[http://127.0.0.1:1/v1]", "kind=ensemble"), "shows no hidden states"),
-    ],
-)
-def test_settings_that_cannot_work_over_http_are_refused(overrides: tuple[str, ...], message_: str) -> None:
+@pytest.mark.parametrize("kind", ["linear_probe", "ensemble"])
+def test_a_judge_by_name_that_needs_hidden_states_is_refused_on_a_server(kind: str) -> None:
     from solon.constitution import load_constitution
 
-    with pytest.raises(ProblemsError, match=message_):
-        asked_of("m", "choice", load_constitution("harmless"), "training", overrides)
+    server = ("engine=http", "endpoints=[http://127.0.0.1:1/v1]")
+    with pytest.raises(UsageError, match=f"{kind} reads hidden states.*name another judge"):
+        asked_of("m", kind, load_constitution("harmless"), "training", server)
+
+
+def test_a_recipe_s_judge_is_one_that_its_engine_can_ask() -> None:
+    where = {"engine": "http", "endpoints": ("http://127.0.0.1:1/v1",)}
+    assert JudgeSettings.model_validate(where).kinds == ("choice",)
+    both = JudgeSettings.model_validate({**where, "kind": ("linear_probe", "score", "ensemble")})
+    assert (both.kinds, both.all_kinds) == (("score",), {"score"})
+    other = JudgeSettings.model_validate({**where, "kind": "ensemble", "members": ("choice", "likelihood")})
+    assert other.kinds == ("ensemble",)
+    assert JudgeSettings().kinds == ("linear_probe",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"engine": "http"}, "http needs `endpoints`"),
+        ({"endpoints": ("http://127.0.0.1:1/v1",)}, "the engine is local"),
+    ],
+)
+def test_endpoints_and_engine_belong_together(settings: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValidationError, match=what):
+        Role.model_validate(settings)
+
+
+# --- models by name -----------------------------------------------------------------------------------
+
+
+def _never(asked: Asked) -> Answer:
+    raise AssertionError("nothing is to be asked")
+
+
+def test_the_one_model_of_a_server_needs_no_name() -> None:
+    with serving(_never, ["large"]) as server:
+        role = Role(engine="http", endpoints=(server.url,))
+        assert role_source("judge", role, "embedded") == ModelSource("large", "", "http:large")
+        assert role_source("judge", role, "embedded", fetch=False).identity == "http:"
+
+
+@pytest.mark.parametrize(("models", "listed"), [(("a", "b"), "it has a, b"), ((), "it lists none")])
+def test_several_models_need_one(models: tuple[str, ...], listed: str) -> None:
+    with serving(_never, models) as server:
+        role = Role(engine="http", endpoints=(server.url,))
+        with pytest.raises(UsageError, match=rf"judge\.model: .*{listed}.*Set judge\.model"):
+            role_source("judge", role, "embedded")
+
+
+def test_a_wrong_name_is_answered_with_the_right_ones() -> None:
+    wrong = Answer("The model `m` does not exist.", 404)
+    with (
+        serving(lambda asked: wrong, ["large", "small"]) as server,
+        pytest.raises(RunError, match=r"127\.0\.0\.1.*404.*judge\.model: the server has large, small"),
+    ):
+        completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
+
+
+def test_a_text_beyond_the_context_is_told_as_such() -> None:
+    words = "This model's maximum context length is 16 tokens."
+    with (
+        serving(lambda asked: Answer(words, 400)) as server,
+        pytest.raises(RunError, match=r"127\.0\.0\.1.*do not fit the server's context: shorten"),
+    ):
+        completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
+
+
+# --- the completions interface ------------------------------------------------------------------------
+
+
+def _completes(engine: LocalEngine) -> Callable[[Asked], Answer]:
+    """The legacy interface: goes on with a text, or echoes it with log-probabilities of a plain forward."""
+
+    def answer(asked: Asked) -> Answer:
+        prompt = asked.body["prompt"]
+        choice: dict[str, Any] = {"text": f" {len(prompt)} ", "finish_reason": "stop"}
+        if asked.body.get("echo"):
+            told = engine.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+            ids = told["input_ids"]
+            with torch.inference_mode():
+                logp = engine.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            known = [float(logp[place, token]) for place, token in enumerate(ids[1:])]
+            places = [start for start, _ in told["offset_mapping"]]
+            choice["logprobs"] = {
+                "text_offset": [*places, len(prompt)],
+                "token_logprobs": [None, *known, -9.0],
+            }
+        return Answer({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+
+    return answer
+
+
+def test_a_base_model_goes_on_with_a_transcript(tiny_engine: LocalEngine) -> None:
+    talk = (Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Why?"))
+    with serving(_completes(tiny_engine)) as server:
+        engine = http_engine(server.url, interface="completions")
+        [done] = completions(engine, [GenerateRequest(talk, Sampling(), 0)])
+        [asked] = server.asked
+    assert asked.path == "/v1/completions"
+    assert asked.body["prompt"] == "User:\nHi\n\nAssistant:\nYes?\n\nUser:\nWhy?\n\nAssistant:\n"
+    assert asked.body["stop"] == ["\n\nUser:"]
+    assert (done.text, done.prompt_tokens, done.new_tokens) == (str(len(asked.body["prompt"])), 5, 2)
+
+
+def test_texts_are_scored_by_echo(tiny_engine: LocalEngine) -> None:
+    with serving(_completes(tiny_engine)) as server:
+        engine = http_engine(server.url, interface="completions")
+        [score] = scores(engine, [ScoreRequest(user("Hi there"), "Hello you")])
+    ids = tiny_engine.tokenizer("Hello you", add_special_tokens=False)["input_ids"]
+    before = tiny_engine.tokenizer("User:\nHi there\n\nAssistant:\n", add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        logp = tiny_engine.model(torch.tensor([before + ids])).logits[0].log_softmax(-1)
+    expected = [float(logp[len(before) - 1 + k, token]) for k, token in enumerate(ids)]
+    assert score.logprobs == pytest.approx(expected, abs=1e-4)
+    assert score.prompt_tokens == len(before)
+
+
+def test_a_server_without_echo_is_named() -> None:
+    reply = {"choices": [{"text": "x", "finish_reason": "stop"}]}
+    with (
+        serving(lambda asked: Answer(reply)) as server,
+        pytest.raises(LogprobsUnavailableError, match=r"127\.0\.0\.1.*`echo`"),
+    ):
+        scores(http_engine(server.url, interface="completions"), [ScoreRequest(user("q"), "a")])

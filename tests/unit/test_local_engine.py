@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from solon.engines.base import START_TOKENS, GenerateRequest, Message, ScoreRequest, user
+from solon.engines.base import START_TOKENS, GenerateRequest, Message, ScoreRequest, completions, scores, user
 from solon.engines.local import LocalEngine
 from solon.errors import RunError, UsageError
 from solon.settings import Sampling
@@ -43,29 +43,29 @@ def ids_of(engine: LocalEngine, request: ScoreRequest) -> tuple[list[int], int]:
 @pytest.mark.parametrize("sampling", [WARM, GREEDY, Sampling(max_tokens=12)], ids=str)
 def test_generation_depends_on_neither_order_nor_batch(tiny_engine: LocalEngine, sampling: Sampling) -> None:
     asked = requests(sampling)
-    together = tiny_engine.generate(asked)
-    assert [engine_with(tiny_engine, 1).generate([r])[0] for r in asked] == together
+    together = completions(tiny_engine, asked)
+    assert [completions(engine_with(tiny_engine, 1), [r])[0] for r in asked] == together
     order = random.Random(0).sample(range(len(asked)), len(asked))
-    shuffled = engine_with(tiny_engine, 150).generate([asked[i] for i in order])
+    shuffled = completions(engine_with(tiny_engine, 150), [asked[i] for i in order])
     assert shuffled == [together[i] for i in order]
 
 
 def test_seeds_decide(tiny_engine: LocalEngine) -> None:
-    first, again, other = tiny_engine.generate([GenerateRequest(user("Hi"), WARM, s) for s in (1, 1, 2)])
+    first, again, other = completions(tiny_engine, [GenerateRequest(user("Hi"), WARM, s) for s in (1, 1, 2)])
     assert first == again
     assert first.token_ids != other.token_ids
 
 
 def test_mixed_sampling_settings_come_back_in_order(tiny_engine: LocalEngine) -> None:
     mixed = [GenerateRequest(user("Hi"), s, 4) for s in (WARM, GREEDY, WARM)]
-    done = tiny_engine.generate(mixed)
-    assert done[0] == done[2] == tiny_engine.generate(mixed[:1])[0]
-    assert done[1] == tiny_engine.generate(mixed[1:2])[0]
+    done = completions(tiny_engine, mixed)
+    assert done[0] == done[2] == completions(tiny_engine, mixed[:1])[0]
+    assert done[1] == completions(tiny_engine, mixed[1:2])[0]
 
 
 @torch.inference_mode()
 def test_greedy_equals_a_plain_argmax_loop(tiny_engine: LocalEngine) -> None:
-    (done,) = tiny_engine.generate([GenerateRequest(user("Why?"), GREEDY, 0)])
+    (done,) = completions(tiny_engine, [GenerateRequest(user("Why?"), GREEDY, 0)])
     ids, _ = ids_of(tiny_engine, ScoreRequest(user("Why?"), ""))
     expected: list[int] = []
     for _ in range(GREEDY.max_tokens):
@@ -78,7 +78,7 @@ def test_greedy_equals_a_plain_argmax_loop(tiny_engine: LocalEngine) -> None:
 
 def test_the_end_token_ends_and_is_kept(tiny_engine: LocalEngine) -> None:
     hot = Sampling(max_tokens=100, temperature=5.0)
-    done = tiny_engine.generate([GenerateRequest(user("Hi"), hot, seed) for seed in range(12)])
+    done = completions(tiny_engine, [GenerateRequest(user("Hi"), hot, seed) for seed in range(12)])
     end = tiny_engine.tokenizer.eos_token_id
     assert {c.finish for c in done} == {"stop", "length"}
     for completion in done:
@@ -89,28 +89,29 @@ def test_the_end_token_ends_and_is_kept(tiny_engine: LocalEngine) -> None:
 
 
 def test_the_models_own_generation_settings_do_not_interfere(tiny_engine: LocalEngine) -> None:
-    expected = tiny_engine.generate(requests())
+    expected = completions(tiny_engine, requests())
     model = copy.deepcopy(tiny_engine.model)
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.no_repeat_ngram_size = 1
     model.generation_config.suppress_tokens = list(range(3, 200))
     engine = LocalEngine(model, tiny_engine.tokenizer, "tiny")
-    assert engine.generate(requests()) == expected
+    assert completions(engine, requests()) == expected
     assert model.generation_config.repetition_penalty == 5.0
 
 
 def test_every_end_token_of_the_model_ends(tiny_engine: LocalEngine) -> None:
-    (plain,) = tiny_engine.generate([GenerateRequest(user("Hi"), WARM, 3)])
+    (plain,) = completions(tiny_engine, [GenerateRequest(user("Hi"), WARM, 3)])
     model = copy.deepcopy(tiny_engine.model)
     model.generation_config.eos_token_id = [2, plain.token_ids[2]]
-    (ended,) = LocalEngine(model, tiny_engine.tokenizer, "t").generate([GenerateRequest(user("Hi"), WARM, 3)])
+    other = LocalEngine(model, tiny_engine.tokenizer, "t")
+    (ended,) = completions(other, [GenerateRequest(user("Hi"), WARM, 3)])
     assert ended.finish == "stop"
     assert ended.token_ids == plain.token_ids[: plain.token_ids.index(plain.token_ids[2]) + 1]
 
 
 @torch.inference_mode()
 def test_scores_equal_a_plain_forward_pass(tiny_engine: LocalEngine) -> None:
-    for score, request in zip(tiny_engine.score(SCORED), SCORED, strict=True):
+    for score, request in zip(scores(tiny_engine, SCORED), SCORED, strict=True):
         ids, start = ids_of(tiny_engine, request)
         logp = torch.log_softmax(tiny_engine.model(torch.tensor([ids])).logits[0].float(), -1)
         expected = [float(logp[i - 1, ids[i]]) for i in range(start, len(ids))]
@@ -122,10 +123,10 @@ def test_scores_are_those_of_the_sampled_distribution(tiny_engine: LocalEngine) 
     asked, n, tokenizer = user("How do I mend a clock?"), 4000, tiny_engine.tokenizer
     texts = {i: tokenizer.decode([i]) for i in range(3, len(tokenizer))}
     texts = {i: t for i, t in texts.items() if tokenizer(t, add_special_tokens=False)["input_ids"] == [i]}
-    scores = tiny_engine.score([ScoreRequest(asked, text) for text in texts.values()])
-    expected = np.exp([score.total for score in scores])
+    found = scores(tiny_engine, [ScoreRequest(asked, text) for text in texts.values()])
+    expected = np.exp([score.total for score in found])
     one = Sampling(max_tokens=1)
-    done = tiny_engine.generate([GenerateRequest(asked, one, seed) for seed in range(n)])
+    done = completions(tiny_engine, [GenerateRequest(asked, one, seed) for seed in range(n)])
     drawn = [completion.token_ids[0] for completion in done]
     shares = np.array([drawn.count(i) for i in texts]) / n
     spread = np.sqrt(expected * (1 - expected) / n)
@@ -150,47 +151,71 @@ def test_hidden_features_equal_a_plain_forward_pass(
 
 
 def test_reading_a_layer_leaves_no_hook_behind(tiny_engine: LocalEngine) -> None:
-    before = tiny_engine.score(SCORED)
+    before = scores(tiny_engine, SCORED)
     tiny_engine.hidden_features(SCORED, [0.0], ["mean"])
-    assert tiny_engine.score(SCORED) == before
+    assert scores(tiny_engine, SCORED) == before
 
 
 def test_scores_depend_on_neither_order_nor_batch(tiny_engine: LocalEngine) -> None:
-    together = [score.total for score in tiny_engine.score(SCORED)]
-    alone = [engine_with(tiny_engine, 1).score([r])[0].total for r in reversed(SCORED)]
+    together = [score.total for score in scores(tiny_engine, SCORED)]
+    alone = [scores(engine_with(tiny_engine, 1), [r])[0].total for r in reversed(SCORED)]
     np.testing.assert_allclose(alone[::-1], together, atol=1e-4)
 
 
-def test_tokens_are_counted_and_progress_is_told(tiny_engine: LocalEngine) -> None:
-    told: list[int] = []
-    engine = LocalEngine(tiny_engine.model, tiny_engine.tokenizer, "tiny", 100, told.append)
-    done = engine.generate(requests())
+def test_tokens_are_counted(tiny_engine: LocalEngine) -> None:
+    engine = engine_with(tiny_engine, 100)
+    done = completions(engine, requests())
     assert engine.tokens_generated == sum(len(c.token_ids) for c in done)
     assert engine.tokens_read == sum(c.prompt_tokens for c in done)
-    assert sum(told) == len(done)
-    assert len(told) > 1
-    engine.score(SCORED)
+    assert [c.new_tokens for c in done] == [len(c.token_ids) for c in done]
+    scores(engine, SCORED)
     read = sum(len(ids_of(engine, r)[0]) for r in SCORED)
     assert engine.tokens_read == sum(c.prompt_tokens for c in done) + read
 
 
+def test_results_come_batch_by_batch(tiny_engine: LocalEngine) -> None:
+    engine = engine_with(tiny_engine, 100)
+    results = engine.generate(requests())
+    first = next(results)
+    assert 0 < engine.tokens_generated < sum(c.new_tokens for c in completions(tiny_engine, requests()))
+    assert sorted(c.index for c in (first, *results)) == list(range(len(requests())))
+    assert sorted(s.index for s in engine.score(SCORED)) == list(range(len(SCORED)))
+
+
+def test_logprobs_of_new_tokens_are_those_of_scoring(tiny_engine: LocalEngine) -> None:
+    """Under the model itself, whatever temperature and top-p they were sampled with."""
+    sampling = Sampling(max_tokens=12, temperature=0.7, top_p=0.9)
+    asked = [GenerateRequest(user(text), sampling, i) for i, text in enumerate(("Hi", "Who are you today?"))]
+    for request, done in zip(asked, completions(tiny_engine, asked), strict=True):
+        prompt = tiny_engine.tokenizer.apply_chat_template(
+            [{"role": "user", "content": request.conversation[0].content}],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        with torch.inference_mode():
+            ids = torch.tensor([[*prompt, *done.token_ids]])
+            logp_TV = tiny_engine.model(ids).logits[0].log_softmax(-1)
+        expected = [float(logp_TV[len(prompt) - 1 + k, t]) for k, t in enumerate(done.token_ids)]
+        assert done.logprobs == pytest.approx(expected, abs=1e-4)
+
+
 def test_no_requests_no_results(tiny_engine: LocalEngine) -> None:
-    assert tiny_engine.generate([]) == []
-    assert tiny_engine.score([]) == []
+    assert completions(tiny_engine, []) == []
+    assert scores(tiny_engine, []) == []
     assert tiny_engine.hidden_features([], [0.5], ["mean"]).shape == (0, 1, 1, 64)
 
 
 def test_a_prompt_beyond_the_context_is_named(tiny_engine: LocalEngine) -> None:
     long = user("Tell me everything " + "word " * 1100)
     with pytest.raises(UsageError, match=r"Tell me everything word.*1024"):
-        tiny_engine.generate([GenerateRequest(long, WARM, 0)])
+        completions(tiny_engine, [GenerateRequest(long, WARM, 0)])
     with pytest.raises(UsageError, match=r"Tell me everything word.*1024"):
-        tiny_engine.score([ScoreRequest(long, "yes")])
+        scores(tiny_engine, [ScoreRequest(long, "yes")])
 
 
 def test_an_empty_continuation_is_refused(tiny_engine: LocalEngine) -> None:
     with pytest.raises(RunError, match="empty continuation of “How do I”"):
-        tiny_engine.score([ScoreRequest(user("How do I"), "")])
+        scores(tiny_engine, [ScoreRequest(user("How do I"), "")])
     with pytest.raises(RunError, match="empty continuation"):
         tiny_engine.hidden_features([ScoreRequest(user("How do I"), "")], [0.5], ["mean"])
 
@@ -204,7 +229,7 @@ def test_a_template_that_refuses_a_role_is_named(tiny_engine: LocalEngine) -> No
     tokenizer = copy.deepcopy(tiny_engine.tokenizer)
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
     with pytest.raises(UsageError, match="no system role"):
-        LocalEngine(tiny_engine.model, tokenizer, "t").score(SCORED)
+        scores(LocalEngine(tiny_engine.model, tokenizer, "t"), SCORED)
 
 
 def test_values_that_are_no_numbers_stop(tiny_model_folder: Path, tiny_engine: LocalEngine) -> None:
@@ -213,9 +238,9 @@ def test_values_that_are_no_numbers_stop(tiny_model_folder: Path, tiny_engine: L
         model.model.norm.weight.fill_(torch.nan)
     engine = LocalEngine(model, tiny_engine.tokenizer, "broken")
     for call in (
-        lambda: engine.generate(requests(WARM)),
-        lambda: engine.generate(requests(GREEDY)),
-        lambda: engine.score(SCORED),
+        lambda: completions(engine, requests(WARM)),
+        lambda: completions(engine, requests(GREEDY)),
+        lambda: scores(engine, SCORED),
         lambda: engine.hidden_features(SCORED, [1.0], ["mean"]),
     ):
         with pytest.raises(RunError, match="broken computes values that are no numbers"):

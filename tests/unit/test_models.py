@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from solon import embedded, models
-from solon.engines.base import GenerateRequest, ScoreRequest, user
+from solon.engines.base import GenerateRequest, ScoreRequest, completions, scores, user
 from solon.engines.local import LocalEngine, open_engine
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, inventory, load_model, load_tokenizer, pick_device, pick_dtype, resolve
@@ -269,7 +269,7 @@ def test_resolve_imports_no_torch() -> None:
 def test_the_embedded_model_answers(embedded_engine: LocalEngine) -> None:
     greedy = Sampling(max_tokens=24, temperature=0.0)
     asked = ["What is the capital of France?", "What colour is the sky on a clear day?"]
-    done = embedded_engine.generate([GenerateRequest(user(text), greedy, 0) for text in asked])
+    done = completions(embedded_engine, [GenerateRequest(user(text), greedy, 0) for text in asked])
     assert "Paris" in done[0].text
     assert "blue" in done[1].text.lower()
 
@@ -277,7 +277,7 @@ def test_the_embedded_model_answers(embedded_engine: LocalEngine) -> None:
 def test_the_embedded_model_scores_the_right_answer_higher(embedded_engine: LocalEngine) -> None:
     asked = user("What is the capital of France?")
     answers = ["The capital of France is Paris.", "The capital of France is London."]
-    right, wrong = embedded_engine.score([ScoreRequest(asked, answer) for answer in answers])
+    right, wrong = scores(embedded_engine, [ScoreRequest(asked, answer) for answer in answers])
     assert right.total > wrong.total + 1
     features = embedded_engine.hidden_features([ScoreRequest(asked, answers[0])], [0.47], ["mean"])
     assert features.shape == (1, 1, 1, 576)

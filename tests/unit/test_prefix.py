@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon.engines.base import GenerateRequest, Message
+from solon.engines.base import GenerateRequest, Message, completions
 from solon.engines.local import LocalEngine
 from solon.engines.prefix import common_start, lay_out, prefill
 from solon.settings import Sampling
@@ -58,7 +58,7 @@ def test_shared_work_changes_no_sample(tiny_engine: LocalEngine) -> None:
     requests = [
         GenerateRequest((*start, Message("user", text)), sampling, seed) for seed, text in enumerate(texts)
     ]
-    together = tiny_engine.generate(requests)
-    alone = [tiny_engine.generate([request])[0] for request in requests]
+    together = completions(tiny_engine, requests)
+    alone = [completions(tiny_engine, [request])[0] for request in requests]
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     assert len({c.token_ids for c in together}) == 4

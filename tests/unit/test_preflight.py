@@ -74,8 +74,8 @@ def test_the_check_file_counts_as_well(tmp_path: Path) -> None:
 
 def _run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **judge: object) -> tuple[Workspace, object]:
     recipe = Recipe.model_validate({"name": "r", "judge": judge})
-    monkeypatch.setattr(preflight, "judge_engine", lambda recipe, inputs: _engine())
-    inputs = Inputs(_constitution(), MODEL, MODEL, tmp_path, {})
+    monkeypatch.setattr(preflight, "role_engine", lambda recipe, inputs, name: _engine())
+    inputs = Inputs(_constitution(), MODEL, {}, tmp_path, {})
     workspace = Workspace("preflight", tmp_path / "s", EventLog(tmp_path / "e"), Reporter(quiet=True))
     workspace.begin("key")
     return workspace, preflight.run(recipe, inputs, workspace)

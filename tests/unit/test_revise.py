@@ -33,9 +33,10 @@ def _asked(**settings: object) -> list[Conversation]:
         demonstrations=Demonstrations(revisions=(EXAMPLE,)),
     )
     recipe = Recipe.model_validate({"name": "r", "revise": {"rounds": 1, **settings}})
-    inputs = Inputs(constitution, MODEL, MODEL, Path(), {})
+    inputs = Inputs(constitution, MODEL, {}, Path(), {})
     prompt = Prompt(origin="o", text="Q", kind="red_team", split="train")
-    Reviser(recipe, inputs, ScriptedEngine(reply), None).work([prompt])
+    engine = ScriptedEngine(reply)
+    Reviser(recipe, inputs, engine, engine, None).work([prompt])
     return seen
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from solon.engines.base import GenerateRequest, ScoreRequest, user
+from solon.engines.base import GenerateRequest, ScoreRequest, completions, scores, user
 from solon.engines.scripted import END, ScriptedEngine
 from solon.errors import RunError
 from solon.settings import Sampling
@@ -15,7 +15,7 @@ SCORED = ScoreRequest(user("one two three"), "a b")
 def test_replies_are_cut_at_max_tokens() -> None:
     replies = iter(["yes yes", "a b c", "a b c d"])
     engine = ScriptedEngine(lambda request: next(replies))
-    short, exact, long = engine.generate([ASKED] * 3)
+    short, exact, long = completions(engine, [ASKED] * 3)
     assert (short.text, short.finish) == ("yes yes", "stop")
     assert short.token_ids[0] == short.token_ids[1] != END == short.token_ids[2]
     assert (exact.text, exact.finish) == (long.text, long.finish) == ("a b c", "length")
@@ -28,7 +28,7 @@ def test_scores_and_hidden_states_are_the_functions() -> None:
     engine = ScriptedEngine(
         logprobs=lambda r: [-1.0] * len(r.continuation.split()), hidden=lambda r, layer: [layer, 2.0]
     )
-    assert engine.score([SCORED])[0].total == -2.0
+    assert scores(engine, [SCORED])[0].total == -2.0
     features = engine.hidden_features([SCORED, SCORED], [0.5, 1.0], ["mean", "last"])
     assert features.shape == (2, 2, 2, 2)
     np.testing.assert_array_equal(features[0, :, 1], [[0.5, 2.0], [1.0, 2.0]])
@@ -38,9 +38,9 @@ def test_scores_and_hidden_states_are_the_functions() -> None:
 def test_what_is_not_scripted_is_refused() -> None:
     engine = ScriptedEngine()
     with pytest.raises(RunError, match="cannot generate"):
-        engine.generate([ASKED])
+        completions(engine, [ASKED])
     with pytest.raises(RunError, match="cannot score"):
-        engine.score([SCORED])
+        scores(engine, [SCORED])
     with pytest.raises(RunError, match="no hidden states"):
         engine.hidden_features([SCORED], [0.5], ["mean"])
 
@@ -48,4 +48,4 @@ def test_what_is_not_scripted_is_refused() -> None:
 def test_empty_continuations_are_refused() -> None:
     engine = ScriptedEngine(logprobs=lambda r: [])
     with pytest.raises(RunError, match="empty continuation"):
-        engine.score([ScoreRequest(user("one"), " ")])
+        scores(engine, [ScoreRequest(user("one"), " ")])

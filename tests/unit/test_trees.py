@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.engines.base import Message, ScoreRequest, user
+from solon.engines.base import Message, ScoreRequest, scores, user
 from solon.engines.local import LocalEngine
 from solon.engines.trees import Tree, common_start, plant
 
@@ -73,7 +73,7 @@ def _requests() -> list[ScoreRequest]:
 def test_scores_of_trees_equal_a_forward_pass_a_row(tiny_engine: LocalEngine, batch_tokens: int) -> None:
     engine = LocalEngine(tiny_engine.model, tiny_engine.tokenizer, "tiny", batch_tokens)
     requests = _requests()
-    for request, score in zip(requests, engine.score(requests), strict=True):
+    for request, score in zip(requests, scores(engine, requests), strict=True):
         turns = [{"role": m.role, "content": m.content} for m in request.conversation]
         prompt = engine.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         answer = engine.tokenizer(request.continuation, add_special_tokens=False)["input_ids"]
@@ -88,8 +88,8 @@ def test_scores_of_trees_equal_a_forward_pass_a_row(tiny_engine: LocalEngine, ba
 @given(st.permutations(range(12)))
 def test_scores_do_not_depend_on_the_order(tiny_engine: LocalEngine, order: list[int]) -> None:
     requests = _requests()[:12]
-    plain = [score.total for score in tiny_engine.score(requests)]
-    mixed = [score.total for score in tiny_engine.score([requests[i] for i in order])]
+    plain = [score.total for score in scores(tiny_engine, requests)]
+    mixed = [score.total for score in scores(tiny_engine, [requests[i] for i in order])]
     np.testing.assert_allclose(mixed, [plain[i] for i in order], atol=1e-6)
 
 

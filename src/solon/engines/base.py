@@ -1,20 +1,22 @@
-"""The interface to a language model: requests in, results out, in the order of the requests.
+"""The interface to a language model: requests in, results out as they finish.
 
 Stages never batch by hand. Every generation request carries its own seed, so that a result can be made
-again alone. Engines raise `solon.errors.RunError` when the model cannot answer; they never make a text up.
+again alone. A result names its request's place, and `completions` and `scores` bring all of them into the
+order of the requests. Engines raise `solon.errors.RunError` when the model cannot answer; they never make a
+text up.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from solon.errors import RunError
 from solon.records import Finish
 from solon.settings import Sampling
 
-Progress = Callable[[int], None]
 Pooling = Literal["mean", "last", "start"]
 START_TOKENS = 16
 
@@ -41,12 +43,20 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """A generated turn. `token_ids` includes the end-of-turn token if `finish` is "stop"."""
+    """A generated turn.
+
+    `token_ids` includes the end-of-turn token if `finish` is "stop", and `logprobs` are their
+    log-probabilities in nats under the model itself (temperature 1, no top-p). A server may tell neither:
+    both are then empty. `prompt_tokens` and `new_tokens` are the usage, `index` the request's place.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish: Finish
     prompt_tokens: int
+    new_tokens: int
+    logprobs: tuple[float, ...] = field(default=(), compare=False)
+    index: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,16 @@ class OptionRequest:
 
 @dataclass(frozen=True)
 class Score:
-    """Log-probability in nats of every token of the continuation given all before it."""
+    """Log-probability in nats of every token of the continuation given all before it.
+
+    `token_ids` are these tokens, empty where a server does not tell them, `prompt_tokens` how many stand
+    before them, `index` the request's place.
+    """
 
     logprobs: tuple[float, ...]
+    token_ids: tuple[int, ...] = field(default=(), compare=False)
+    prompt_tokens: int = field(default=0, compare=False)
+    index: int = field(default=0, compare=False)
 
     @property
     def total(self) -> float:
@@ -84,18 +101,26 @@ class Engine(Protocol):
     conversation. The two counters grow with the work done.
     """
 
-    tokens_generated: int
-    tokens_read: int
     context: int | None
+
+    @property
+    def tokens_generated(self) -> int: ...
+
+    @property
+    def tokens_read(self) -> int: ...
 
     @property
     def name(self) -> str: ...
 
     def length(self, conversation: Conversation) -> int: ...
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]: ...
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+        """The next turns, each as soon as it is finished, every request's exactly once."""
+        ...
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]: ...
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
+        """Log-probabilities of the continuations, each as soon as it is known."""
+        ...
 
     def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
         """Log-probability in nats of each option, up to a constant of the request.
@@ -128,6 +153,30 @@ class ReadableEngine(Engine, HiddenStates, Protocol):
     """An engine on a model in this process, whose hidden states can be read too."""
 
 
+Result = TypeVar("Result", Completion, Score)
+
+
+def completions(engine: Engine, requests: Sequence[GenerateRequest]) -> list[Completion]:
+    """All completions in the order of the requests. Errors are the engine's."""
+    return _in_order(engine.generate(requests), len(requests))
+
+
+def scores(engine: Engine, requests: Sequence[ScoreRequest]) -> list[Score]:
+    """All scores in the order of the requests. Errors are the engine's."""
+    return _in_order(engine.score(requests), len(requests))
+
+
+def _in_order(results: Iterable[Result], count: int) -> list[Result]:
+    found: dict[int, Result] = {}
+    for result in results:
+        if result.index in found:
+            raise RunError(f"the engine answers request {result.index} twice.")
+        found[result.index] = result
+    if len(found) != count:
+        raise RunError(f"the engine answers {len(found)} of {count} requests.")
+    return [found[index] for index in range(count)]
+
+
 def options_by_score(engine: Engine, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
     """`option_logprobs` for an engine that can score any text.
 
@@ -139,8 +188,8 @@ def options_by_score(engine: Engine, requests: Sequence[OptionRequest]) -> list[
         for r in requests
         for option in r.options
     ]
-    scores = iter(engine.score(scored))
-    return [tuple(next(scores).total for _ in r.options) for r in requests]
+    totals = iter([score.total for score in scores(engine, scored)])
+    return [tuple(next(totals) for _ in r.options) for r in requests]
 
 
 def first_difference(options: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ Names carry shapes: B rows, T columns (prompt and answer), V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,16 +18,26 @@ from transformers.cache_utils import DynamicLayer
 from solon.engines.hooks import before_head, divided
 from solon.engines.prefix import prefill
 from solon.engines.trees import shares_starts
+from solon.training.losses import token_logprobs
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 """(logits [B, V], indices of these rows among all [B], number of the new token) -> token ids [B]."""
+
+
+@dataclass
+class Decoded:
+    """The new tokens of a prompt, and the log-probability of each under the model (nats)."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
 
 _LEAVE = 0.25  # Rows leave once this share of the batch has ended: leaving copies the others' cache.
 
 
 def decode(
     model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int], most: int, choose: Choose
-) -> list[list[int]]:
+) -> list[Decoded]:
     """The new tokens of each prompt, up to and with its first end token, `most` at the most."""
     # Weights gathered in inference mode could not be trained through afterwards.
     with torch.no_grad() if divided(model) else torch.inference_mode():
@@ -35,13 +46,15 @@ def decode(
 
 def _decode(
     model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int], most: int, choose: Choose
-) -> list[list[int]]:
+) -> list[Decoded]:
     batch = _Batch(model, prompts, ends[0], most)
-    found: list[list[int]] = [[] for _ in prompts]
+    found = [Decoded() for _ in prompts]
     logits_BV = batch.prefill()
     for number in range(most):
         tokens_B = choose(logits_BV, batch.rows_B, number)
-        open_B = _note(found, batch.rows_B.tolist(), tokens_B.tolist(), ends)
+        logp_B = token_logprobs(logits_BV, tokens_B, 1.0)
+        new = zip(batch.rows_B.tolist(), tokens_B.tolist(), logp_B.tolist(), strict=True)
+        open_B = [_note(found[row], token, logp, ends) for row, token, logp in new]
         if not any(open_B) or number + 1 == most:
             break
         ended = len(open_B) - sum(open_B)
@@ -53,17 +66,12 @@ def _decode(
     return found
 
 
-def _note(
-    found: list[list[int]], rows: Sequence[int], tokens: Sequence[int], ends: Sequence[int]
-) -> list[bool]:
-    """Add each row's token, unless the row has ended; which rows are still open."""
-    still = []
-    for row, token in zip(rows, tokens, strict=True):
-        answer = found[row]
-        if not (answer and answer[-1] in ends):
-            answer.append(token)
-        still.append(answer[-1] not in ends)
-    return still
+def _note(answer: Decoded, token: int, logprob: float, ends: Sequence[int]) -> bool:
+    """Add the row's token, unless the row has ended; whether the row is still open."""
+    if not (answer.ids and answer.ids[-1] in ends):
+        answer.ids.append(token)
+        answer.logprobs.append(logprob)
+    return answer.ids[-1] not in ends
 
 
 class _Batch:

@@ -1,24 +1,44 @@
-"""An engine on a model that runs on a server with OpenAI's chat interface (vLLM, SGLang, llama.cpp, hosted).
+"""An engine on a model that runs on servers with OpenAI's interface (vLLM, SGLang, llama.cpp, hosted).
 
 How requests are sent is `engines.http_client`'s work. What a server cannot give is said so and never made up:
 options that are not among its top log-probabilities are `None`, and a server without log-probabilities is an
-error that a judge can answer by reading the text instead.
+error that a judge can answer by reading the text instead. What replies look like is `engines.http_replies`'.
 """
 
-import math
-from collections.abc import Sequence
-from threading import Lock
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from solon.engines.base import Completion, Conversation, GenerateRequest, OptionRequest, Score, ScoreRequest
-from solon.engines.http_client import ChatClient, Pause, RefusedError
-from solon.engines.option_reading import TopLogprobs, read_options
+from solon.engines.base import (
+    Completion,
+    Conversation,
+    GenerateRequest,
+    OptionRequest,
+    Score,
+    ScoreRequest,
+    options_by_score,
+)
+from solon.engines.http_client import Client, RefusedError, UnusableError
+from solon.engines.http_replies import (
+    chat_completion,
+    echoed,
+    prompt_logprobs,
+    text_completion,
+    top_logprobs,
+)
+from solon.engines.option_reading import read_options
 from solon.errors import LogprobsUnavailableError, RunError
-from solon.records import Finish
+from solon.roles import ServerSettings
+from solon.settings import Sampling
 
 _TOP = 20  # The most that OpenAI's interface allows; vLLM's default limit as well.
 _OPTION_TOKENS = 4  # "(A)" is two or three tokens in the vocabularies in use.
 _REPLY_ONLY = "Reply with {options} and nothing else."
+_CHAT, _TEXT = "/chat/completions", "/completions"
+_SPEAKERS = {"user": "User:\n", "assistant": "Assistant:\n"}
+_NEXT_QUESTION = "\n\nUser:"
+
+Result = TypeVar("Result")
 
 
 class HttpEngine:
@@ -27,137 +47,172 @@ class HttpEngine:
     `context` is None: a server says no more than that a text is too long, which stops the run with its words.
     """
 
-    def __init__(
-        self,
-        endpoints: Sequence[str],
-        model: str,
-        key_env: str = "SOLON_API_KEY",
-        timeout: float = 120.0,
-        pause: Pause | None = None,
-    ) -> None:
-        """Nothing is asked yet. `timeout` is in seconds a request, `pause` waits between attempts.
-
-        Raises:
-            UsageError: no endpoint, or one that is no http address.
-        """
-        self.tokens_generated = 0
-        self.tokens_read = 0
+    def __init__(self, client: Client, model: str, settings: ServerSettings) -> None:
+        """Nothing is asked yet. `model` is its name on the servers."""
         self.context: int | None = None
-        self._client = ChatClient(endpoints, key_env, timeout, pause)
+        self._client = client
         self._model = model
-        self._lock = Lock()
+        self._settings = settings
+        self._chat = settings.interface == "chat"
 
     @property
     def name(self) -> str:
         return self._model
 
+    @property
+    def tokens_generated(self) -> int:
+        return self._client.usage.written
+
+    @property
+    def tokens_read(self) -> int:
+        return self._client.usage.read
+
     def length(self, conversation: Conversation) -> int:
         raise RunError(f"{self.name}: a server does not tell the length of a conversation beforehand.")
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """The next turns, in the order of the requests. `token_ids` stay empty: a server gives texts.
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+        """The next turns, as they arrive.
+
+        Ids and log-probabilities stay empty unless `http.tokens` asks for them.
 
         Raises:
-            RunError: a server refuses a request, or fails it at every attempt.
+            RunError: a server refuses a request, or fails it at every attempt; or the budget is used up.
         """
-        return self._client.side_by_side(self._generate, requests)
+        work = self._speak if self._chat else self._continue
+        for index, done in self._client.side_by_side(work, requests):
+            yield replace(done, index=index)
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """Log-probabilities of the continuations' tokens, by vLLM's `prompt_logprobs`.
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
+        """Log-probabilities of the continuations, by `prompt_logprobs` (chat) or `echo` (completions).
 
         Raises:
             LogprobsUnavailableError: the server does not offer them.
             RunError: as in `generate`.
         """
-        return self._client.side_by_side(self._score, requests)
+        work = self._score_chat if self._chat else self._score_text
+        for index, done in self._client.side_by_side(work, requests):
+            yield replace(done, index=index)
 
     def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
         """Log-probability in nats of each option, from the top log-probabilities of a greedy reply.
 
         Where a request starts the assistant's turn, that start is given as a turn of its own and the options
-        are asked for in a further one: not every server can continue a turn.
+        are asked for in a further one: not every chat server can continue a turn. The completions interface
+        scores the options as texts.
 
         Raises:
             LogprobsUnavailableError: the server returns none at all.
             RunError: as in `generate`.
         """
-        return self._client.side_by_side(self._options, requests)
+        if not self._chat:
+            return options_by_score(self, requests)
+        found = dict(self._client.side_by_side(self._options, requests))
+        return [found[index] for index in range(len(requests))]
 
-    def _generate(self, request: GenerateRequest, first: int) -> Completion:
-        sampling = request.sampling
-        reply = self._ask(
-            first,
-            _turns(request.conversation),
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=request.seed % 2**31,
-        )
-        choice = _choice(reply, self._client.endpoint(first))
-        finish: Finish = "length" if choice.get("finish_reason") == "length" else "stop"
-        text = str(choice["message"].get("content") or "")
-        return Completion(text.strip(), (), finish, int(_usage(reply).get("prompt_tokens") or 0))
+    def _speak(self, request: GenerateRequest) -> Completion:
+        body = {"messages": _turns(request.conversation), **self._sampled(request)}
+        if self._settings.tokens:
+            body |= {"logprobs": True, "return_token_ids": True}
+        return self._ask(_CHAT, body, lambda reply: chat_completion(reply, self._settings.tokens))
 
-    def _options(self, request: OptionRequest, first: int) -> tuple[float, ...] | None:
+    def _continue(self, request: GenerateRequest) -> Completion:
+        prompt = transcript(request.conversation)
+        body = {"prompt": prompt, **self._sampled(request), "stop": [_NEXT_QUESTION]}
+        if self._settings.tokens:
+            body |= {"logprobs": 1, "return_token_ids": True}
+        return self._ask(_TEXT, body, lambda reply: text_completion(reply, self._settings.tokens))
+
+    @staticmethod
+    def _sampled(request: GenerateRequest) -> dict[str, Any]:
+        sampling: Sampling = request.sampling
+        return {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed % 2**31,
+        }
+
+    def _options(self, request: OptionRequest) -> tuple[float, ...] | None:
         turns = _turns(request.conversation)
         if request.start.strip():
             asked = _REPLY_ONLY.format(options=" or ".join(request.options))
             turns += [_turn("assistant", request.start.strip()), _turn("user", asked)]
-        asked_for = {"max_tokens": _OPTION_TOKENS, "temperature": 0, "logprobs": True, "top_logprobs": _TOP}
+        body = {"messages": turns, "max_tokens": _OPTION_TOKENS, "temperature": 0}
+
+        def read(reply: dict[str, Any]) -> tuple[float, ...] | None:
+            found = top_logprobs(reply)
+            if found is None:
+                raise UnusableError("no log-probabilities", self._no_logprobs("returns no log-probabilities"))
+            return read_options(found, request.options)
+
         try:
-            reply = self._ask(first, turns, **asked_for)
+            return self._ask(_CHAT, {**body, "logprobs": True, "top_logprobs": _TOP}, read)
         except RefusedError as error:
             if error.status == 400 and "logprobs" in error.words:
                 raise self._no_logprobs("refuses to give log-probabilities") from error
             raise
-        told = _choice(reply, self._client.endpoint(first)).get("logprobs") or {}
-        if told.get("content") is None:
-            raise self._no_logprobs("returns no log-probabilities")
-        return read_options(_top_logprobs(told["content"]), request.options)
+
+    def _score_chat(self, request: ScoreRequest) -> Score:
+        said = [*_turns(request.conversation), _turn("assistant", request.continuation)]
+        whole = self._told(said, add_generation_prompt=False, continue_final_message=True)
+        before = self._told(said[:-1], add_generation_prompt=True)
+        if [token for token, _ in whole[: len(before)]] != [token for token, _ in before]:
+            raise RunError(
+                f"{self.name}: the server's chat template writes a begun answer otherwise than a new one, so "
+                "the answer's tokens cannot be told apart. Use a local model, or another judge."
+            )
+        return self._scored([logp for _, logp in whole[len(before) :]], len(before))
+
+    def _told(self, turns: list[dict[str, str]], **how: bool) -> list[tuple[str, float]]:
+        """Id and log-probability of every token of the prompt."""
+        body = {"messages": turns, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0, **how}
+        return self._ask(_CHAT, body, lambda reply: _offered(prompt_logprobs(reply), self._no_scores()))
+
+    def _score_text(self, request: ScoreRequest) -> Score:
+        prompt = transcript(request.conversation)
+        text = prompt + request.continuation
+        body = {"prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+
+        def read(reply: dict[str, Any]) -> list[tuple[int, float | None]]:
+            return _offered(echoed(reply), self._no_scores())
+
+        told = self._ask(_TEXT, body, read)
+        # The last token is a new one: not every server may be asked for none.
+        answer = [logp for place, logp in told if len(prompt) <= place < len(text) and logp is not None]
+        return self._scored(answer, sum(place < len(prompt) for place, _ in told))
+
+    def _scored(self, logprobs: Sequence[float], prompt_tokens: int) -> Score:
+        if not logprobs:
+            raise RunError("an empty continuation cannot be scored. Leave empty texts out.")
+        return Score(tuple(logprobs), prompt_tokens=prompt_tokens)
+
+    def _ask(self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Result]) -> Result:
+        return self._client.post(path, {"model": self._model, **body}, read, int(body["max_tokens"]))
 
     def _no_logprobs(self, what: str) -> LogprobsUnavailableError:
         return LogprobsUnavailableError(
-            f"{self._client.endpoint(0)} {what} of {self._model}. Use a server that does (vLLM, SGLang, "
+            f"{self._client.first} {what} of {self._model}. Use a server that does (vLLM, SGLang, "
             "llama.cpp), or the judge chain_of_thought, which reads the verdict from the text."
         )
 
-    def _score(self, request: ScoreRequest, first: int) -> Score:
-        said = [*_turns(request.conversation), _turn("assistant", request.continuation)]
-        whole = self._prompt_logprobs(first, said, add_generation_prompt=False, continue_final_message=True)
-        before = self._prompt_logprobs(first, said[:-1], add_generation_prompt=True)
-        if [token for token, _ in whole[: len(before)]] != [token for token, _ in before]:
-            raise RunError(
-                f"{self._client.endpoint(first)}: the server's chat template writes a begun answer otherwise "
-                "than a new one, so the answer's tokens cannot be told apart. Use a local model, or "
-                "another judge."
-            )
-        answer = [logp for _, logp in whole[len(before) :]]
-        if not answer:
-            raise RunError("an empty continuation cannot be scored. Leave empty texts out.")
-        return Score(tuple(answer))
+    def _no_scores(self) -> LogprobsUnavailableError:
+        how = "prompt_logprobs" if self._chat else "echo"
+        return LogprobsUnavailableError(
+            f"{self._client.first} does not return the log-probabilities of given texts (`{how}`), which "
+            "the judge likelihood stands on. Use vLLM, a local model, or another judge."
+        )
 
-    def _prompt_logprobs(
-        self, first: int, turns: list[dict[str, str]], **how: bool
-    ) -> list[tuple[str, float]]:
-        """Id and log-probability of every token of the prompt; the first has none and stands as ("", 0)."""
-        reply = self._ask(first, turns, max_tokens=1, temperature=0, prompt_logprobs=0, **how)
-        rows = reply.get("prompt_logprobs")
-        if not isinstance(rows, list) or not rows:
-            raise LogprobsUnavailableError(
-                f"{self._client.endpoint(first)} does not return the log-probabilities of given texts "
-                "(`prompt_logprobs`), which the judge likelihood stands on. Use vLLM, a local model, or "
-                "another judge."
-            )
-        return [("", 0.0), *(_asked_token(row) for row in rows[1:])]
 
-    def _ask(self, first: int, turns: list[dict[str, str]], **settings: Any) -> dict[str, Any]:
-        """One chat completion; its usage is counted."""
-        reply = self._client.post(first, {"model": self._model, "messages": turns, **settings})
-        usage = _usage(reply)
-        with self._lock:
-            self.tokens_read += int(usage.get("prompt_tokens") or 0)
-            self.tokens_generated += int(usage.get("completion_tokens") or 0)
-        return reply
+def transcript(conversation: Conversation) -> str:
+    """The conversation as a plain text that a base model goes on with: who speaks, and a new line."""
+    turns = [f"{_SPEAKERS.get(m.role, '')}{m.content}\n\n" for m in conversation]
+    return "".join(turns) + _SPEAKERS["assistant"]
+
+
+def _offered(told: Result | None, otherwise: RunError) -> Result:
+    if told is None:
+        raise UnusableError("no log-probabilities of the given text", otherwise)
+    return told
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
@@ -166,36 +221,3 @@ def _turn(role: str, content: str) -> dict[str, str]:
 
 def _turns(conversation: Conversation) -> list[dict[str, str]]:
     return [_turn(m.role, m.content) for m in conversation]
-
-
-def _choice(reply: dict[str, Any], endpoint: str) -> dict[str, Any]:
-    choices = reply.get("choices")
-    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-        choice: dict[str, Any] = choices[0]
-        if isinstance(choice.get("message"), dict):
-            return choice
-    raise RunError(f"{endpoint}: the answer holds no message. Is this a server with OpenAI's chat interface?")
-
-
-def _usage(reply: dict[str, Any]) -> dict[str, Any]:
-    usage = reply.get("usage")
-    return usage if isinstance(usage, dict) else {}
-
-
-def _top_logprobs(content: list[dict[str, Any]]) -> list[TopLogprobs]:
-    return [
-        TopLogprobs(
-            str(place["token"]),
-            tuple((str(one["token"]), float(one["logprob"])) for one in place.get("top_logprobs") or ()),
-        )
-        for place in content
-    ]
-
-
-def _asked_token(row: dict[str, Any]) -> tuple[str, float]:
-    """The id and log-probability of the token that stands there: with `prompt_logprobs: 0` the only one."""
-    [(token, told)] = row.items()
-    logp = float(told["logprob"])
-    if not math.isfinite(logp):
-        raise ValueError("a log-probability is no number")
-    return token, logp

@@ -6,13 +6,12 @@ the requests' content, so results do not depend on their order; in float32 they 
 Scoring and reading hidden states is `engines.reader`'s work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from solon.engines.base import (
@@ -21,15 +20,15 @@ from solon.engines.base import (
     GenerateRequest,
     OptionRequest,
     Pooling,
-    Progress,
     Score,
     ScoreRequest,
     options_by_score,
 )
-from solon.engines.decode import decode
+from solon.engines.decode import Decoded, decode
 from solon.engines.packed import packed
-from solon.engines.reader import Reader, TextRow
+from solon.engines.reader import Reader
 from solon.engines.sampling import Chooser
+from solon.engines.turns import TextRow, Turns
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, load_model, load_tokenizer
 from solon.records import Finish
@@ -58,34 +57,31 @@ class LocalEngine:
         tokenizer: Any,
         name: str,
         batch_tokens: int = 8192,
-        progress: Progress | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.tokens_generated = 0
         self.tokens_read = 0
-        self._name = name
         self._batch_tokens = batch_tokens
-        self._progress: Progress = progress or (lambda done: None)
         self._ends = end_tokens(model, tokenizer)
-        self._reader = Reader(model, self._ends[0], batch_tokens, self._progress)
+        self._reader = Reader(model, self._ends[0], batch_tokens)
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._turns = Turns(tokenizer, name, self.context)
 
     @property
     def name(self) -> str:
-        return self._name
+        return self._turns.name
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """The next turns, in the order of the requests.
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+        """The next turns, batch by batch, short prompts first.
 
         Raises:
             UsageError: a prompt and its new tokens do not fit into the model's context.
             RunError: the model's logits are not numbers.
         """
-        done: dict[int, Completion] = {}
         for sampling in dict.fromkeys(request.sampling for request in requests):
             prompts = [
-                _Prompt(self._prompt(r.conversation, sampling.max_tokens), r.seed, index)
+                _Prompt(self._turns.prompt(r.conversation, sampling.max_tokens), r.seed, index)
                 for index, r in enumerate(requests)
                 if r.sampling == sampling
             ]
@@ -95,36 +91,42 @@ class LocalEngine:
                 chosen = [prompts[i] for i in batch]
                 with packed(self.model, sampling.max_tokens):
                     completions = self._generate(chosen, sampling)
-                done.update(zip((p.index for p in chosen), completions, strict=True))
-                self._progress(len(batch))
-        return [done[index] for index in range(len(requests))]
+                yield from completions
 
     def _generate(self, prompts: Sequence[_Prompt], sampling: Sampling) -> list[Completion]:
         chooser = Chooser(sampling, [p.seed for p in prompts], self.model.device)
         found = decode(self.model, [p.ids for p in prompts], self._ends, sampling.max_tokens, chooser)
         if chooser.broken:
             raise self._not_numbers()
-        return [self._completion(p, ids) for p, ids in zip(prompts, found, strict=True)]
+        return [self._completion(p, new) for p, new in zip(prompts, found, strict=True)]
 
-    def _completion(self, prompt: _Prompt, ids: Sequence[int]) -> Completion:
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-        self.tokens_generated += len(ids)
+    def _completion(self, prompt: _Prompt, new: Decoded) -> Completion:
+        self.tokens_generated += len(new.ids)
         self.tokens_read += len(prompt.ids)
-        finish: Finish = "stop" if ids[-1] in self._ends else "length"
-        return Completion(text, tuple(ids), finish, len(prompt.ids))
+        finish: Finish = "stop" if new.ids[-1] in self._ends else "length"
+        return Completion(
+            self._turns.text(new.ids),
+            tuple(new.ids),
+            finish,
+            len(prompt.ids),
+            len(new.ids),
+            tuple(new.logprobs),
+            prompt.index,
+        )
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """Log-probabilities of the continuations' tokens, without an end token.
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
+        """Log-probabilities of the continuations' tokens, without an end token, batch by batch.
 
         Raises:
             UsageError: a text does not fit into the model's context.
             RunError: a continuation has no token, or the model's logits are not numbers.
         """
         rows = self._rows(requests)
-        found = self._reader.logprobs(rows)
-        if not all(bool(logp.isfinite().all()) for logp in found):
-            raise self._not_numbers()
-        return [Score(tuple(logp.tolist())) for logp in found]
+        for index, logp in self._reader.logprobs(rows):
+            if not bool(logp.isfinite().all()):
+                raise self._not_numbers()
+            row = rows[index]
+            yield Score(tuple(logp.tolist()), row.answer, len(row.prompt), index)
 
     def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
         """Log-probabilities of options by scoring them.
@@ -133,12 +135,7 @@ class LocalEngine:
             RunError: the tokenizer writes two options with the same tokens; else as in `score`.
         """
         for options in dict.fromkeys(request.options for request in requests):
-            written = {tuple(self.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options}
-            if len(written) < len(options):
-                raise RunError(
-                    f"{self.name} cannot tell the options {' '.join(options)} apart: its tokenizer writes "
-                    "them with the same tokens. Use a judge without options: linear_probe or likelihood."
-                )
+            self._turns.check_options(options)
         return options_by_score(self, requests)
 
     def hidden_features(
@@ -160,42 +157,12 @@ class LocalEngine:
 
     def length(self, conversation: Conversation) -> int:
         """Tokens of the conversation up to the assistant's header."""
-        return len(self._template(conversation))
+        return len(self._turns.ids(conversation))
 
     def _rows(self, requests: Sequence[ScoreRequest]) -> list[TextRow]:
-        rows = [self._row(request) for request in requests]
+        rows = [self._turns.row(request) for request in requests]
         self.tokens_read += sum(len(row.ids) for row in rows)
         return rows
-
-    def _row(self, request: ScoreRequest) -> TextRow:
-        answer = tuple(self.tokenizer(request.continuation, add_special_tokens=False)["input_ids"])
-        if not answer:
-            raise RunError(
-                f"an empty continuation of “{_first_words(request.conversation)}” cannot be scored. "
-                "Leave empty texts out."
-            )
-        return TextRow(self._prompt(request.conversation, len(answer)), answer)
-
-    def _prompt(self, conversation: Conversation, room: int) -> tuple[int, ...]:
-        """Token ids up to the assistant's header; `room` tokens must fit behind them."""
-        ids = self._template(conversation)
-        if self.context is not None and len(ids) + room > self.context:
-            raise UsageError(
-                f"“{_first_words(conversation)}” has {len(ids)} tokens; with {room} more it does not fit "
-                f"into the context of {self.name}, {self.context} tokens. Shorten it or lower max_tokens."
-            )
-        return ids
-
-    def _template(self, conversation: Conversation) -> tuple[int, ...]:
-        turns = [{"role": m.role, "content": m.content} for m in conversation]
-        try:
-            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        except TemplateError as error:
-            raise UsageError(
-                f"{self.name}: its chat template refuses the conversation “{_first_words(conversation)}” "
-                f"({error}). Use a model whose template takes these roles."
-            ) from error
-        return tuple(ids)
 
     def _not_numbers(self) -> RunError:
         return RunError(
@@ -214,7 +181,3 @@ def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     named = getattr(model.generation_config, "eos_token_id", None)
     more = named if isinstance(named, list) else [] if named is None else [named]
     return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *(int(token) for token in more)]))
-
-
-def _first_words(conversation: Conversation) -> str:
-    return " ".join(conversation[-1].content.split()[:8]) if conversation else ""

@@ -40,7 +40,7 @@ def _pays(model: Any, new_tokens: int) -> bool:
         and model.dtype == torch.bfloat16
         and new_tokens >= WORTH
         and not divided(model)
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
 

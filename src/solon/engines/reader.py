@@ -7,7 +7,6 @@ Names carry shapes: B trees, N read positions of a batch, V vocabulary, L layers
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,43 +14,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from solon.engines.base import START_TOKENS, Pooling, Progress
+from solon.engines.base import START_TOKENS, Pooling
 from solon.engines.hooks import before_head, blocks, hidden_at, plain_head
 from solon.engines.trees import TREE_TOKENS, Packed, Tree, common_start, pack, plant, shares_starts
+from solon.engines.turns import TextRow
 from solon.training.batching import budget_batches
 
 _HEAD_ROWS = 512  # Rows of logits that are float32 at once.
 
 
-@dataclass(frozen=True)
-class TextRow:
-    """A prompt and the answer that is read, as token ids; neither is empty."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        return self.prompt + self.answer
-
-
 class Reader:
     """Reads rows with one model. `fill` is any token id: padding is never looked at."""
 
-    def __init__(self, model: Any, fill: int, batch_tokens: int, progress: Progress) -> None:
+    def __init__(self, model: Any, fill: int, batch_tokens: int) -> None:
         self._model = model
         self._fill = fill
         self._budget = batch_tokens
-        self._progress = progress
 
     @torch.inference_mode()
-    def logprobs(self, rows: Sequence[TextRow]) -> list[Tensor]:
-        """Log-probabilities of every row's answer tokens, float32 on the CPU."""
-        done: dict[int, Tensor] = {}
+    def logprobs(self, rows: Sequence[TextRow]) -> Iterator[tuple[int, Tensor]]:
+        """The place of every row, and the log-probabilities of its answer tokens, float32 on the CPU."""
         for trees, packed in self._batches(rows):
             for tree, logp_rows in zip(trees, self._tree_logprobs(rows, trees, packed), strict=True):
-                done.update(zip(tree.rows, logp_rows, strict=True))
-        return [done[index] for index in range(len(rows))]
+                yield from zip(tree.rows, logp_rows, strict=True)
 
     def _tree_logprobs(
         self, rows: Sequence[TextRow], trees: Sequence[Tree], packed: Packed
@@ -102,7 +87,6 @@ class Reader:
             several = len(chosen) > 1 and shares_starts(self._model)
             start = common_start(chosen, shortest - 1) if several else 0
             yield chosen, pack(self._model, chosen, start, self._fill)
-            self._progress(sum(len(tree.rows) for tree in chosen))
 
 
 def _chosen(

@@ -4,7 +4,8 @@ Tokens are the words between spaces. It is deterministic and counts tokens as th
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,16 +50,18 @@ class ScriptedEngine:
     def name(self) -> str:
         return self._name
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
         if self._reply is None:
             raise RunError(f"{self.name} has no reply function and cannot generate.")
-        return [self._cut(request, self._reply(request)) for request in requests]
+        for index, request in enumerate(requests):
+            yield replace(self._cut(request, self._reply(request)), index=index)
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
         if self._logprobs is None:
             raise RunError(f"{self.name} has no logprobs function and cannot score.")
         self._read(requests)
-        return [Score(tuple(self._logprobs(request))) for request in requests]
+        for index, request in enumerate(requests):
+            yield Score(tuple(self._logprobs(request)), index=index)
 
     def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
         return options_by_score(self, requests)
@@ -84,9 +87,9 @@ class ScriptedEngine:
         ids = tuple(_token(word) for word in words[: request.sampling.max_tokens])
         if len(words) >= request.sampling.max_tokens:
             self.tokens_generated += len(ids)
-            return Completion(" ".join(words[: len(ids)]), ids, "length", prompt_tokens)
+            return Completion(" ".join(words[: len(ids)]), ids, "length", prompt_tokens, len(ids))
         self.tokens_generated += len(ids) + 1
-        return Completion(text.strip(), (*ids, END), "stop", prompt_tokens)
+        return Completion(text.strip(), (*ids, END), "stop", prompt_tokens, len(ids) + 1)
 
     def _read(self, requests: Sequence[ScoreRequest]) -> None:
         for request in requests:

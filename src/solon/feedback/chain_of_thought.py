@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from solon.digest import seed_from
-from solon.engines.base import Conversation, Engine, GenerateRequest, Message
+from solon.engines.base import Conversation, Engine, GenerateRequest, Message, completions
 from solon.errors import LogprobsUnavailableError
 from solon.feedback.base import Judgement, Question, fit_to_context, judged
 from solon.feedback.choice import swapped
@@ -87,7 +87,7 @@ class ChainOfThoughtJudge:
             for order in (question, swapped(question))
             for number in range(count)
         ]
-        replies = [completion.text for completion in self._engine.generate(requests)]
+        replies = [completion.text for completion in completions(self._engine, requests)]
         firsts = self._verdicts([(r.conversation, reply) for r, reply in zip(requests, replies, strict=True)])
         rows = [firsts[start : start + count] for start in range(0, len(firsts), count)]
         return list(zip(rows[::2], rows[1::2], strict=True))

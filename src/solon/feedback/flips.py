@@ -6,16 +6,16 @@ from pathlib import Path
 
 from solon.constitution import Constitution
 from solon.constitution_diff import differences
-from solon.engines.opening import open_judge_engine
+from solon.engines.opening import open_role
 from solon.errors import RunError
 from solon.feedback.base import Judge, Question
 from solon.feedback.effects import flipped_share
 from solon.feedback.ensemble import by_one_principle
 from solon.feedback.opening import Bench, open_judge
-from solon.models import judge_source
 from solon.plan import BY_NAME
 from solon.recipe import load_recipe
 from solon.records import Label
+from solon.role_models import role_source
 from solon.store import read_manifest, read_rows
 
 
@@ -48,8 +48,8 @@ def flips(old: Constitution, new: Constitution, run: Path, most: int) -> Iterato
         raise RunError(f"{run}: holds no labels. Run its recipe at least `--until label`.")
     rows = [row for row in read_rows(folder / "rows.parquet", Label) if row.p_a is not None][:most]
     recipe, _ = load_recipe(run / "recipe.yaml")
-    source = judge_source(recipe.judge, recipe.model)
-    engine = open_judge_engine(recipe.judge, source, recipe.device, recipe.dtype, recipe.batch_tokens)
+    source = role_source("judge", recipe.judge, recipe.model)
+    engine = open_role("judge", recipe.judge, source, recipe.device, recipe.dtype, recipe.batch_tokens)
     judges = [
         by_one_principle(
             open_judge(picked.metrics["kind"], Bench(recipe.judge, c, engine, "training", recipe.seed))

@@ -12,18 +12,18 @@ from typing import Any, get_args
 
 from solon.constitution import Constitution, Purpose
 from solon.digest import seed_from
-from solon.engines.opening import open_judge_engine
+from solon.engines.opening import open_role
 from solon.errors import RunError, UsageError
 from solon.feedback.calibration import Method, fit_calibration
 from solon.feedback.check import Share, share
 from solon.feedback.measure import Item, Result, ask, ask_own, items_of_file
 from solon.feedback.opening import Bench, Measured, open_judge, timed
 from solon.judge_settings import JudgeKind, JudgeSettings
-from solon.models import judge_source
 from solon.recipe import apply_override
 from solon.records import Checked
 from solon.report.plots import calibration
 from solon.report.statistics import ece
+from solon.role_models import role_source
 from solon.store import write_atomically, write_rows
 from solon.yamlfile import Document, validate
 
@@ -93,6 +93,11 @@ def asked_of(
     settings = validate(document, JudgeSettings)
     if len(settings.kind) > 1:
         raise UsageError("--set kind: name one judge; run the command again for another.")
+    if settings.kinds != settings.kind:
+        raise UsageError(
+            f"{settings.kind[0]} reads hidden states, which only a local model shows. Leave --endpoint out, "
+            "or name another judge."
+        )
     purposes: dict[str, Purpose] = {name: name for name in get_args(Purpose)}
     if purpose not in purposes:
         raise UsageError(f"--purpose {purpose}: choose one of {', '.join(purposes)}.")
@@ -101,7 +106,7 @@ def asked_of(
             f"the constitution {constitution.name} has no worked comparison for {purpose} principles. "
             "Write some under demonstrations.comparisons."
         )
-    return Asked(settings.kind[0], settings, constitution, purposes[purpose])
+    return Asked(settings.kinds[0], settings, constitution, purposes[purpose])
 
 
 def at_endpoints(endpoints: Sequence[str]) -> tuple[str, ...]:
@@ -111,8 +116,8 @@ def at_endpoints(endpoints: Sequence[str]) -> tuple[str, ...]:
 
 def open_bench(asked: Asked) -> Bench:
     """The model and all that a judge needs. Errors are those of `solon.models`."""
-    source = judge_source(asked.settings, asked.settings.model)
-    engine = open_judge_engine(asked.settings, source, "auto", asked.dtype, _BATCH_TOKENS)
+    source = role_source("judge", asked.settings, asked.settings.model)
+    engine = open_role("judge", asked.settings, source, "auto", asked.dtype, _BATCH_TOKENS)
     return Bench(asked.settings, asked.constitution, engine, asked.purpose, asked.seed)
 
 

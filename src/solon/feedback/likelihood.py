@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solon.constitution import Principle
-from solon.engines.base import START_TOKENS, Conversation, Engine, Message, ScoreRequest
+from solon.engines.base import START_TOKENS, Conversation, Engine, Message, ScoreRequest, scores
 from solon.feedback.base import Judgement, Question, fit_to_context, judged, sigmoid
 from solon.templates import fill
 
@@ -87,8 +87,8 @@ class LikelihoodJudge:
         rules = ("nothing", "follow", *(["break"] if any(r.against == "contrary" for r in readings) else []))
         asked = list(product(questions, ("a", "b"), rules))
         requests = [ScoreRequest(_under(rule, q), getattr(q, side)) for q, side, rule in asked]
-        scores = self._engine.score(requests)
-        logp = {key: np.array(score.logprobs) for key, score in zip(asked, scores, strict=True)}
+        found = scores(self._engine, requests)
+        logp = {key: np.array(score.logprobs) for key, score in zip(asked, found, strict=True)}
 
         def gain(question: Question, side: str, reading: Reading) -> float:
             base = "break" if reading.against == "contrary" else "nothing"

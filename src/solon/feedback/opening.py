@@ -164,7 +164,7 @@ def pick(bench: Bench, check_file: Path | None = None) -> Picked:
         UsageError: the check file is faulty, or a judge lacks what it needs.
     """
     outside = _outside(bench, check_file)
-    judges = {kind: open_judge(kind, bench) for kind in dict.fromkeys(bench.settings.kind)}
+    judges = {kind: open_judge(kind, bench) for kind in dict.fromkeys(bench.settings.kinds)}
     measured = {kind: measure(kind, judge, bench, outside) for kind, judge in judges.items()}
     wanted = 1 + len(outside)
     usable = {kind: sets for kind, sets in measured.items() if len(sets) == wanted}

@@ -9,7 +9,7 @@ from solon.constitution import Purpose
 from solon.digest import seed_from
 from solon.engines.base import Completion, Engine, Message
 from solon.engines.local import LocalEngine, open_engine
-from solon.engines.opening import open_judge_engine
+from solon.engines.opening import open_role
 from solon.errors import RunError
 from solon.feedback.calibration import Calibrated, Calibration
 from solon.feedback.opening import Bench, reopen
@@ -17,6 +17,7 @@ from solon.models import ModelSource, pick_device, pick_dtype
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Split, TextKind, Written
+from solon.roles import RoleName
 from solon.settings import Sampling
 
 Item = TypeVar("Item")
@@ -29,16 +30,20 @@ def engine_for(recipe: Recipe, source: ModelSource) -> LocalEngine:
     return open_engine(source, device, pick_dtype(recipe.dtype, device), recipe.batch_tokens)
 
 
-def judge_engine(recipe: Recipe, inputs: Inputs, open_already: LocalEngine | None = None) -> Engine:
-    """The judge's engine; the one that is open already if it holds the same model."""
-    if open_already is not None and inputs.judge.identity == inputs.base.identity:
+def role_engine(
+    recipe: Recipe, inputs: Inputs, name: RoleName, open_already: LocalEngine | None = None
+) -> Engine:
+    """The role's engine; the base model's that is open already if it holds the same model."""
+    role, source = recipe.role(name), inputs.models[name]
+    if open_already is not None and role.engine == "local" and source.identity == inputs.base.identity:
         return open_already
-    return open_judge_engine(recipe.judge, inputs.judge, recipe.device, recipe.dtype, recipe.batch_tokens)
+    return open_role(name, role, source, recipe.device, recipe.dtype, recipe.batch_tokens)
 
 
 def judge_bench(recipe: Recipe, inputs: Inputs, engine: Engine, purpose: Purpose) -> Bench:
-    """What a judge of the recipe is opened with."""
-    return Bench(recipe.judge, inputs.constitution, engine, purpose, recipe.seed)
+    """What a judge of the recipe is opened with: the evaluator for evaluation principles."""
+    settings = recipe.judge_of("judge" if purpose == "training" else "evaluator")
+    return Bench(settings, inputs.constitution, engine, purpose, recipe.seed)
 
 
 def picked_judge(recipe: Recipe, inputs: Inputs, engine: Engine) -> Calibrated:
@@ -88,7 +93,7 @@ def written(
         text=completion.text,
         request=request,
         sampling=json.dumps(sampling.model_dump()),
-        tokens=len(completion.token_ids),
+        tokens=completion.new_tokens,
         finish=completion.finish,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from solon.digest import seed_from
-from solon.engines.base import GenerateRequest
+from solon.engines.base import GenerateRequest, completions
 from solon.engines.local import LocalEngine
 from solon.feedback.base import Judge, Question
 from solon.feedback.opening import pick
@@ -24,7 +24,7 @@ from solon.records import Prompt, PromptKind, Verdict, Written
 from solon.refusal import is_refusal
 from solon.report.statistics import bootstrap_mean, bootstrap_ratings
 from solon.settings import Sampling
-from solon.stages.common import asks, choose, engine_for, in_batches, judge_bench, judge_engine, written
+from solon.stages.common import asks, choose, engine_for, in_batches, judge_bench, role_engine, written
 from solon.store import StageResult, Workspace, write_rows
 from solon.text import is_degenerate, words
 
@@ -35,8 +35,8 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     models = compared(recipe)
     answers = _answers(recipe, inputs, workspace)
     write_rows(workspace.folder / "answers.parquet", Written, answers)
-    bench = judge_bench(recipe, inputs, judge_engine(recipe, inputs), "evaluation")
-    picked = pick(bench, *check_paths(recipe, inputs.beside))
+    bench = judge_bench(recipe, inputs, role_engine(recipe, inputs, "evaluator"), "evaluation")
+    picked = pick(bench, *check_paths(recipe, inputs.beside, "evaluator"))
     judge = picked.judge
     verdicts = list(_verdicts(recipe, inputs, judge, answers))
     resamples = recipe.evaluate.bootstrap
@@ -82,10 +82,10 @@ def _answers(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Writt
     def work(batch: Sequence[tuple[str, Prompt]]) -> tuple[list[Written], int]:
         model = batch[0][0]
         requests = [GenerateRequest(asks(p.text), sampling, 0) for _, p in batch]
-        completions = engines.open(model).generate(requests)
+        given = completions(engines.open(model), requests)
         rows = [
             written(p, completion, kind="answer", request=p.text, sampling=sampling, origin=model)
-            for (_, p), completion in zip(batch, completions, strict=True)
+            for (_, p), completion in zip(batch, given, strict=True)
         ]
         return rows, sum(row.tokens for row in rows)
 

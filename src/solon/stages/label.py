@@ -21,14 +21,14 @@ from solon.feedback.ensemble import every_principle, principles_asked
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Written
-from solon.stages.common import in_batches, judge_engine, picked_judge
+from solon.stages.common import in_batches, picked_judge, role_engine
 from solon.store import StageResult, Workspace, write_atomically
 
 Drawn = tuple[Written, Written, Principle]
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
-    engine = judge_engine(recipe, inputs)
+    engine = role_engine(recipe, inputs, "judge")
     judge = picked_judge(recipe, inputs, engine)
     answers = inputs.rows("sample", Written)
     groups = [list(group) for _, group in groupby(answers, key=lambda row: row.prompt_id)]

@@ -13,12 +13,12 @@ from solon.feedback.opening import Picked, pick
 from solon.pipeline import Inputs
 from solon.plan import check_paths
 from solon.recipe import Recipe
-from solon.stages.common import PICKED, judge_bench, judge_engine
+from solon.stages.common import PICKED, judge_bench, role_engine
 from solon.store import StageResult, Workspace, write_atomically
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
-    engine = judge_engine(recipe, inputs)
+    engine = role_engine(recipe, inputs, "judge")
     picked = pick(judge_bench(recipe, inputs, engine, "training"), *check_paths(recipe, inputs.beside))
     for check in picked.checks:
         workspace.reporter.say(f"judge {describe(check)}")

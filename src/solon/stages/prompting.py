@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from solon.digest import seed_from
-from solon.engines.base import GenerateRequest
+from solon.engines.base import GenerateRequest, completions
 from solon.engines.local import LocalEngine
 from solon.errors import RunError, UsageError
 from solon.recipe import Recipe, Reinforce
@@ -70,7 +70,7 @@ class Sampler:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         with using(self._view.model, None if reference else self._view.adapter):
-            completions = self._engine.generate(requests)
+            found = completions(self._engine, requests)
         return [
             (
                 Episode(
@@ -82,7 +82,7 @@ class Sampler:
                 ),
                 completion.text,
             )
-            for prompt, completion in zip(prompts, completions, strict=True)
+            for prompt, completion in zip(prompts, found, strict=True)
         ]
 
 

@@ -15,7 +15,7 @@ from solon.feedback.calibration import Calibrated
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt
-from solon.stages.common import judge_engine, picked_judge
+from solon.stages.common import picked_judge, role_engine
 from solon.stages.prompting import Sampler
 from solon.training.checkpoints import load, save
 from solon.training.guard import Evidence, Rated, best, compare, from_dict
@@ -140,5 +140,6 @@ class Watch:
     def _opened(self) -> Calibrated:
         """The judge, opened at the first check: its model lies in memory only where the guard is on."""
         if self._judge is None:
-            self._judge = picked_judge(self._recipe, self._inputs, judge_engine(self._recipe, self._inputs))
+            engine = role_engine(self._recipe, self._inputs, "judge")
+            self._judge = picked_judge(self._recipe, self._inputs, engine)
         return self._judge

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from solon.digest import digest, seed_from
-from solon.engines.base import Conversation, GenerateRequest, Message
+from solon.engines.base import Conversation, GenerateRequest, Message, completions
 from solon.errors import RunError
 from solon.pipeline import Inputs
 from solon.prompt_files import read_prompts
@@ -98,7 +98,7 @@ def _write(recipe: Recipe, inputs: Inputs, workspace: Workspace, examples: Seque
             GenerateRequest(_few_shot(few), recipe.red_team.sampling, seed_from(recipe.seed, "write", number))
             for number, few in zip(numbers, shown, strict=True)
         ]
-        completions = engine.generate(requests)
+        found = completions(engine, requests)
         rows = [
             Prompt(
                 parents=tuple(p.id for p in few),
@@ -108,10 +108,10 @@ def _write(recipe: Recipe, inputs: Inputs, workspace: Workspace, examples: Seque
                 category=few[0].category,
                 split="train",
             )
-            for few, completion in zip(shown, completions, strict=True)
+            for few, completion in zip(shown, found, strict=True)
             if (text := _first_line(completion.text)) is not None
         ]
-        return rows, sum(len(c.token_ids) for c in completions)
+        return rows, sum(c.new_tokens for c in found)
 
     return workspace.batches(plan, Prompt, work, "prompts")
 

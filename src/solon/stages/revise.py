@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 
 from solon.constitution import Principle, Revised
 from solon.digest import seed_from
-from solon.engines.base import Completion, Conversation, Engine, GenerateRequest, Message
+from solon.engines.base import Completion, Conversation, Engine, GenerateRequest, Message, completions
 from solon.feedback.base import Judge, Question, mean_win
 from solon.filters import clean, reject_revision
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, TextKind, Written
-from solon.stages.common import asks, choose, engine_for, in_batches, judge_engine, picked_judge, written
+from solon.stages.common import asks, choose, engine_for, in_batches, picked_judge, role_engine, written
 from solon.store import StageResult, Workspace
 from solon.templates import fill
 
@@ -46,8 +46,8 @@ def _open(recipe: Recipe, inputs: Inputs) -> "Reviser":
     engine = engine_for(recipe, inputs.base)
     judge = None
     if recipe.revise.candidates > 1:
-        judge = picked_judge(recipe, inputs, judge_engine(recipe, inputs, engine))
-    return Reviser(recipe, inputs, engine, judge)
+        judge = picked_judge(recipe, inputs, role_engine(recipe, inputs, "judge", engine))
+    return Reviser(recipe, inputs, engine, role_engine(recipe, inputs, "critic", engine), judge)
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,19 @@ class Draw:
 
 
 class Reviser:
-    """Takes a batch of prompts through all rounds."""
+    """Takes a batch of prompts through all rounds: `policy` answers, `critic` criticises and revises."""
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, engine: Engine, judge: Judge | None) -> None:
+    def __init__(
+        self, recipe: Recipe, inputs: Inputs, policy: Engine, critic: Engine, judge: Judge | None
+    ) -> None:
         self._settings = recipe.revise
         self._seed = recipe.seed
         self._constitution = inputs.constitution
         training = {p.id for p in inputs.constitution.of("training")}
         demonstrations = inputs.constitution.demonstrations.revisions
         self._demonstrations = [d for d in demonstrations if d.principle in training]
-        self._engine = engine
+        self._policy = policy
+        self._critic = critic
         self._judge = judge
 
     def work(self, prompts: Sequence[Prompt]) -> tuple[list[Written], int]:
@@ -93,14 +96,14 @@ class Reviser:
         sampling = self._settings.answer
         requests = [GenerateRequest(asks(p.text), sampling, seed_from(self._seed, p.id, 0)) for p in prompts]
         threads = []
-        for prompt, completion in zip(prompts, self._engine.generate(requests), strict=True):
+        for prompt, completion in zip(prompts, completions(self._policy, requests), strict=True):
             row = written(
                 prompt,
                 completion,
                 kind="answer",
                 request=prompt.text,
                 sampling=sampling,
-                origin=self._engine.name,
+                origin=self._policy.name,
             )
             threads.append(Thread(prompt, row, (row,)))
         return threads
@@ -167,10 +170,10 @@ class Reviser:
             )
             for t, d in zip(threads, draws, strict=True)
         ]
-        completions = self._engine.generate(requests)
+        found = completions(self._critic, requests)
         rows = [
             self._row(t, d, "critique", number, completion)
-            for t, d, completion in zip(threads, draws, completions, strict=True)
+            for t, d, completion in zip(threads, draws, found, strict=True)
         ]
         return [replace(t, rows=(*t.rows, row)) for t, row in zip(threads, rows, strict=True)]
 
@@ -186,13 +189,11 @@ class Reviser:
             for t, d in zip(threads, draws, strict=True)
             for candidate in range(count)
         ]
-        completions = iter(self._engine.generate(requests))
+        found = iter(completions(self._critic, requests))
         revised = []
         for thread, draw in zip(threads, draws, strict=True):
             rows = [
-                self._filtered(
-                    thread, draw, self._row(thread, draw, "revision", number, next(completions), k)
-                )
+                self._filtered(thread, draw, self._row(thread, draw, "revision", number, next(found), k))
                 for k in range(count)
             ]
             revised.append(self._keep_best(thread, draw, rows))
@@ -247,7 +248,7 @@ class Reviser:
             kind=kind,
             request=draw.principle.critique if kind == "critique" else draw.principle.revision,
             sampling=self._settings.critic if kind == "critique" else self._settings.revision,
-            origin=self._engine.name,
+            origin=self._critic.name,
             number=candidate,
             parents=(thread.prompt.id, thread.current.id, *((thread.rows[-1].id,) if criticised else ())),
         )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from solon.digest import seed_from
-from solon.engines.base import GenerateRequest
+from solon.engines.base import GenerateRequest, completions
 from solon.models import resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
@@ -35,7 +35,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
                 origin="sl",
                 number=number,
             )
-            for (prompt, number), completion in zip(asked, engine.generate(requests), strict=True)
+            for (prompt, number), completion in zip(asked, completions(engine, requests), strict=True)
         ]
         return rows, sum(row.tokens for row in rows)
 

@@ -1,0 +1,105 @@
+"""How many requests may be in flight at each endpoint, and where the next one goes: least in flight first.
+
+A server that says 429 is asked half as much at a time from then on, and not before the time it names; every
+answer lets the limit grow again by one a round (additive increase, multiplicative decrease: Chiu and Jain
+1989, as TCP does it). An endpoint that keeps failing is asked last.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Condition
+
+_FAILING = 3  # Failures in a row after which others are preferred.
+
+
+class StoppedError(Exception):
+    """The work was stopped while a request waited."""
+
+
+@dataclass
+class Lane:
+    """One endpoint: how many requests may be and are in flight, and until when it wants none."""
+
+    url: str
+    limit: float
+    in_flight: int = 0
+    failures: int = 0
+    free_at: float = 0.0
+    cut_at: float = float("-inf")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Leave to send one request to an endpoint."""
+
+    lane: Lane
+    sent_at: float
+
+
+class Gate:
+    """Shared by all threads that send requests."""
+
+    def __init__(
+        self, endpoints: Sequence[str], most: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.lanes = [Lane(url, float(most)) for url in endpoints]
+        self._most = float(most)
+        self._clock = clock
+        self._changed = Condition()
+        self._stopped = False
+
+    def open(self) -> None:
+        with self._changed:
+            self._stopped = False
+
+    def stop(self) -> None:
+        """Nobody enters any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def enter(self) -> Ticket:
+        """Wait until an endpoint takes a further request. Raises StoppedError after `stop`."""
+        with self._changed:
+            while not self._stopped:
+                now = self._clock()
+                if lane := self._free(now):
+                    lane.in_flight += 1
+                    return Ticket(lane, now)
+                waits = [lane.free_at - now for lane in self.lanes if lane.free_at > now]
+                self._changed.wait(min(waits, default=None))
+            raise StoppedError
+
+    def answered(self, ticket: Ticket) -> None:
+        lane = ticket.lane
+        with self._leaving(lane):
+            lane.failures = 0
+            lane.limit = min(self._most, lane.limit + 1 / lane.limit)
+
+    def busy(self, ticket: Ticket, seconds: float) -> None:
+        """The endpoint wants no request for so long. Requests sent before the last cut tell nothing new."""
+        lane = ticket.lane
+        with self._leaving(lane):
+            now = self._clock()
+            lane.free_at = max(lane.free_at, now + seconds)
+            if ticket.sent_at > lane.cut_at:
+                lane.cut_at = now
+                lane.limit = max(1.0, lane.limit / 2)
+
+    def failed(self, ticket: Ticket) -> None:
+        with self._leaving(ticket.lane):
+            ticket.lane.failures += 1
+
+    def _free(self, now: float) -> Lane | None:
+        open_ = [lane for lane in self.lanes if lane.in_flight < int(lane.limit) and lane.free_at <= now]
+        return min(open_, key=lambda lane: (lane.failures >= _FAILING, lane.in_flight), default=None)
+
+    @contextmanager
+    def _leaving(self, lane: Lane) -> Iterator[None]:
+        """The lock is held while the lane's state changes; then others may look."""
+        with self._changed:
+            lane.in_flight -= 1
+            yield
+            self._changed.notify_all()

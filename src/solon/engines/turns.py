@@ -1,0 +1,87 @@
+"""Conversations as token ids for models whose tokenizer is at hand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from solon.engines.base import Conversation, ScoreRequest
+from solon.errors import RunError, UsageError
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A prompt and the answer that is read, as token ids; neither is empty."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt + self.answer
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Writes conversations by a tokenizer's chat template, and refuses what does not fit into the context.
+
+    `name` is the model's in messages, `context` its length in tokens, None where it has no limit.
+    """
+
+    tokenizer: Any
+    name: str
+    context: int | None
+
+    def ids(self, conversation: Conversation) -> tuple[int, ...]:
+        """Token ids up to the assistant's header. Raises UsageError: the template refuses the turns."""
+        turns = [{"role": m.role, "content": m.content} for m in conversation]
+        try:
+            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        except TemplateError as error:
+            raise UsageError(
+                f"{self.name}: its chat template refuses the conversation “{_first_words(conversation)}” "
+                f"({error}). Use a model whose template takes these roles."
+            ) from error
+        return tuple(ids)
+
+    def prompt(self, conversation: Conversation, room: int) -> tuple[int, ...]:
+        """As `ids`; `room` tokens must fit behind them, else UsageError."""
+        ids = self.ids(conversation)
+        if self.context is not None and len(ids) + room > self.context:
+            raise UsageError(
+                f"“{_first_words(conversation)}” has {len(ids)} tokens; with {room} more it does not fit "
+                f"into the context of {self.name}, {self.context} tokens. Shorten it or lower max_tokens."
+            )
+        return ids
+
+    def row(self, request: ScoreRequest) -> TextRow:
+        """A text that is to be scored.
+
+        Raises:
+            RunError: the continuation has no token.
+            UsageError: it does not fit into the context.
+        """
+        answer = tuple(self.tokenizer(request.continuation, add_special_tokens=False)["input_ids"])
+        if not answer:
+            raise RunError(
+                f"an empty continuation of “{_first_words(request.conversation)}” cannot be scored. "
+                "Leave empty texts out."
+            )
+        return TextRow(self.prompt(request.conversation, len(answer)), answer)
+
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def check_options(self, options: Sequence[str]) -> None:
+        """Raises RunError: the tokenizer writes two options with the same tokens."""
+        written = {tuple(self.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options}
+        if len(written) < len(options):
+            raise RunError(
+                f"{self.name} cannot tell the options {' '.join(options)} apart: its tokenizer writes them "
+                "with the same tokens. Use a judge without options: linear_probe or likelihood."
+            )
+
+
+def _first_words(conversation: Conversation) -> str:
+    return " ".join(conversation[-1].content.split()[:8]) if conversation else ""

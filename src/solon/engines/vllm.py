@@ -1,0 +1,175 @@
+"""An engine on vLLM in this process, for GPUs. vLLM is an optional extra and imported only here.
+
+vLLM batches, shares prefixes and keeps the GPU busy by itself: requests are handed over in large portions.
+It holds no hidden states for us, so the judge linear_probe needs the local engine.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from solon.engines.base import (
+    Completion,
+    Conversation,
+    GenerateRequest,
+    OptionRequest,
+    Score,
+    ScoreRequest,
+    options_by_score,
+)
+from solon.engines.turns import Turns
+from solon.errors import RunError, UsageError
+from solon.models import ModelSource, load_tokenizer
+from solon.records import Finish
+
+_PORTION = 1024  # Requests handed over at once: results are yielded, and rows written, after each portion.
+_SEEDS = 2**31
+
+Params = Callable[..., Any]
+
+
+class VllmEngine:
+    """Implements `Engine` of `solon.engines.base` on an object like `vllm.LLM`."""
+
+    def __init__(
+        self, llm: Any, params: Params, turns: Turns, ends: Sequence[int], adapter: Any = None
+    ) -> None:
+        """`params` makes sampling parameters (`vllm.SamplingParams`), `adapter` is a `LoRARequest`."""
+        self.tokens_generated = 0
+        self.tokens_read = 0
+        self.context = turns.context
+        self._llm = llm
+        self._params = params
+        self._turns = turns
+        self._ends = tuple(ends)
+        self._adapter = adapter
+
+    @property
+    def name(self) -> str:
+        return self._turns.name
+
+    def length(self, conversation: Conversation) -> int:
+        """Tokens of the conversation up to the assistant's header."""
+        return len(self._turns.ids(conversation))
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+        """The next turns, portion by portion.
+
+        Raises:
+            UsageError: a prompt and its new tokens do not fit into the model's context.
+        """
+        for index, request in self._portions(requests, self._generated):
+            yield self._completion(index, request)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Score]:
+        """Log-probabilities of the continuations' tokens, without an end token, portion by portion.
+
+        Raises:
+            UsageError: a text does not fit into the model's context.
+            RunError: a continuation has no token.
+        """
+        for index, (row, told) in self._portions(requests, self._scored):
+            start = len(row.prompt)
+            logprobs = [
+                _logprob(told.prompt_logprobs[start + k], token) for k, token in enumerate(row.answer)
+            ]
+            yield Score(tuple(logprobs), row.answer, start, index)
+
+    def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
+        """Log-probabilities of options by scoring them.
+
+        Raises:
+            RunError: the tokenizer writes two options with the same tokens; else as in `score`.
+        """
+        for options in dict.fromkeys(request.options for request in requests):
+            self._turns.check_options(options)
+        return options_by_score(self, requests)
+
+    def _portions(
+        self, requests: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Any]]
+    ) -> Iterator[tuple[int, Any]]:
+        for start in range(0, len(requests), _PORTION):
+            yield from enumerate(work(requests[start : start + _PORTION]), start)
+
+    def _generated(self, requests: Sequence[GenerateRequest]) -> Sequence[Any]:
+        prompts = [self._turns.prompt(r.conversation, r.sampling.max_tokens) for r in requests]
+        params = [
+            self._params(
+                max_tokens=r.sampling.max_tokens,
+                temperature=r.sampling.temperature,
+                top_p=r.sampling.top_p,
+                seed=r.seed % _SEEDS,
+                logprobs=0,
+                stop_token_ids=list(self._ends),
+                detokenize=False,
+            )
+            for r in requests
+        ]
+        return self._ask(prompts, params)
+
+    def _scored(self, requests: Sequence[ScoreRequest]) -> Sequence[Any]:
+        rows = [self._turns.row(request) for request in requests]
+        params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        self.tokens_read += sum(len(row.ids) for row in rows)
+        return list(zip(rows, self._ask([row.ids for row in rows], params), strict=True))
+
+    def _ask(self, prompts: Sequence[Sequence[int]], params: Any) -> Sequence[Any]:
+        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        found: Sequence[Any] = self._llm.generate(given, params, use_tqdm=False, lora_request=self._adapter)
+        return found
+
+    def _completion(self, index: int, told: Any) -> Completion:
+        output = told.outputs[0]
+        ids = tuple(int(token) for token in output.token_ids)
+        logprobs = tuple(_logprob(place, token) for place, token in zip(output.logprobs, ids, strict=True))
+        finish: Finish = "length" if output.finish_reason == "length" else "stop"
+        prompt_tokens = len(told.prompt_token_ids)
+        self.tokens_generated += len(ids)
+        self.tokens_read += prompt_tokens
+        return Completion(self._turns.text(ids), ids, finish, prompt_tokens, len(ids), logprobs, index)
+
+
+def _logprob(place: Mapping[int, Any], token: int) -> float:
+    return float(place[token].logprob)
+
+
+def open_vllm(source: ModelSource, dtype: str, adapter: Path | None = None) -> VllmEngine:
+    """An engine on a model that vLLM loads for it alone; `adapter` is a LoRA adapter in PEFT's format.
+
+    Raises:
+        UsageError: vLLM is not installed, or the adapter's folder holds none.
+        RunError: vLLM cannot load the model.
+    """
+    try:
+        from vllm import LLM, SamplingParams
+        from vllm.lora.request import LoRARequest
+    except ImportError as error:
+        raise UsageError(
+            f"engine: vllm needs vLLM, which cannot be imported ({error}). Install it on a machine with a "
+            "GPU: pip install 'solon[vllm]'; or set engine: local."
+        ) from error
+    tokenizer = load_tokenizer(source)
+    more = {"enable_lora": True, "max_lora_rank": _rank(adapter)} if adapter else {}
+    try:
+        llm = LLM(
+            model=source.path,
+            dtype=dtype,
+            load_format="safetensors",
+            trust_remote_code=False,
+            enable_prefix_caching=True,
+            **more,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RunError(f"{source.name}: vLLM cannot load it ({error}). Try engine: local.") from error
+    lora = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
+    turns = Turns(tokenizer, source.name, llm.model_config.max_model_len)
+    return VllmEngine(llm, SamplingParams, turns, [tokenizer.eos_token_id], lora)
+
+
+def _rank(adapter: Path) -> int:
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        return int(config["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{adapter}: no adapter in PEFT's format ({error}).") from error

@@ -1,0 +1,33 @@
+"""Which model plays a role. Imports no torch: a dry run needs it."""
+
+from solon.errors import UsageError
+from solon.models import ModelSource, resolve
+from solon.roles import Role, RoleName
+
+
+def role_source(name: RoleName, role: Role, model: str, fetch: bool = True) -> ModelSource:
+    """The role's own model, else `model`; one on a server is known by its name alone.
+
+    Without a name the server is asked what it serves, unless nothing may be fetched: then it has none yet.
+
+    Raises:
+        UsageError: the server serves several models, or lists none. Else errors are those of `resolve`.
+        RunError: no server answers.
+    """
+    if role.engine != "http":
+        return resolve(role.model or model, fetch)
+    served = role.model or (_served(name, role) if fetch else "")
+    return ModelSource(served, "", f"http:{served}")
+
+
+def _served(name: RoleName, role: Role) -> str:
+    """The one model that the server lists."""
+    from solon.engines.http_budget import Budget
+    from solon.engines.http_client import Client
+
+    client = Client(name, role.endpoints, role.api_key_env, role.http, Budget(role.http, name))
+    found = client.models()
+    if len(found) != 1:
+        listed = f"it has {', '.join(found[:8])}" if found else "it lists none"
+        raise UsageError(f"{name}.model: which model of {client.first} is meant? {listed}. Set {name}.model.")
+    return found[0]

@@ -1,0 +1,145 @@
+"""What every engine owes its callers, whichever it is: results of all requests, each once, of one meaning."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from solon.engines.base import (
+    Engine,
+    GenerateRequest,
+    OptionRequest,
+    ScoreRequest,
+    completions,
+    scores,
+    user,
+)
+from solon.engines.local import LocalEngine
+from solon.engines.turns import Turns
+from solon.engines.vllm import VllmEngine, open_vllm
+from solon.errors import UsageError
+from solon.models import resolve
+from solon.settings import Sampling
+
+GREEDY = Sampling(max_tokens=6, temperature=0.0)
+WARM = Sampling(max_tokens=6, temperature=1.0)
+TEXTS = ["Hello", "How are you today?", "Why?", "Tell me about the sea"]
+
+
+@dataclass
+class _Params:
+    """Takes what `vllm.SamplingParams` takes."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    seed: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    detokenize: bool = True
+
+
+class _LikeVllm:
+    """`vllm.LLM.generate` in its form, computed by a local engine's model one row at a time, greedily."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self._model = engine.model
+
+    def generate(self, prompts: list[Any], params: Any, use_tqdm: bool, lora_request: Any) -> list[Any]:
+        assert (use_tqdm, lora_request) == (False, None)
+        each = params if isinstance(params, list) else [params] * len(prompts)
+        return [self._one(p["prompt_token_ids"], one) for p, one in zip(prompts, each, strict=True)]
+
+    def _one(self, ids: list[int], params: _Params) -> Any:
+        told = None
+        if params.prompt_logprobs is not None:
+            logp = self._logp(ids)
+            told = [None, *({t: SimpleNamespace(logprob=float(logp[k, t]))} for k, t in enumerate(ids[1:]))]
+        new: list[int] = []
+        places = []
+        while len(new) < params.max_tokens and not (new and new[-1] in params.stop_token_ids):
+            row = self._logp([*ids, *new])[-1]
+            new.append(int(row.argmax()))
+            places.append({new[-1]: SimpleNamespace(logprob=float(row[new[-1]]))})
+        finish = "stop" if new[-1] in params.stop_token_ids else "length"
+        output = SimpleNamespace(token_ids=new, logprobs=places, finish_reason=finish)
+        return SimpleNamespace(outputs=[output], prompt_token_ids=ids, prompt_logprobs=told)
+
+    @torch.inference_mode()
+    def _logp(self, ids: list[int]) -> torch.Tensor:
+        logits: torch.Tensor = self._model(torch.tensor([ids])).logits[0]
+        return logits.log_softmax(-1)
+
+
+@pytest.fixture(params=["local", "like_vllm", "vllm"])
+def engine(
+    request: pytest.FixtureRequest, tiny_engine: LocalEngine, tiny_model_folder: Path
+) -> Iterator[Engine]:
+    """The local engine, vLLM's adapter on a stand-in of its form, and vLLM itself where it is installed."""
+    if request.param == "local":
+        yield tiny_engine
+    elif request.param == "like_vllm":
+        turns = Turns(tiny_engine.tokenizer, "tiny", tiny_engine.context)
+        yield VllmEngine(_LikeVllm(tiny_engine), _Params, turns, [tiny_engine.tokenizer.eos_token_id])
+    else:
+        pytest.importorskip("vllm", reason="vLLM is not installed; it needs a GPU")
+        yield open_vllm(resolve(str(tiny_model_folder)), "float32")
+
+
+def _asked(sampling: Sampling) -> list[GenerateRequest]:
+    return [GenerateRequest(user(text), sampling, i) for i, text in enumerate(TEXTS)]
+
+
+def test_every_request_has_one_completion_of_consistent_parts(engine: Engine) -> None:
+    found = list(engine.generate(_asked(WARM)))
+    assert sorted(done.index for done in found) == [0, 1, 2, 3]
+    for done in found:
+        assert len(done.token_ids) == len(done.logprobs) == done.new_tokens <= WARM.max_tokens
+        assert (done.finish == "length") == (done.new_tokens == WARM.max_tokens) or done.finish == "stop"
+        assert all(logp <= 0 for logp in done.logprobs)
+        assert done.prompt_tokens == engine.length(user(TEXTS[done.index]))
+
+
+def test_a_greedy_answer_is_the_same_whatever_runs_it(engine: Engine, tiny_engine: LocalEngine) -> None:
+    found, expected = completions(engine, _asked(GREEDY)), completions(tiny_engine, _asked(GREEDY))
+    for ours, local in zip(found, expected, strict=True):
+        assert ours == local
+        assert ours.logprobs == pytest.approx(local.logprobs, abs=1e-3)
+
+
+def test_scores_are_those_of_the_local_engine(engine: Engine, tiny_engine: LocalEngine) -> None:
+    requests = [ScoreRequest(user(text), "a good answer") for text in TEXTS]
+    for ours, local in zip(scores(engine, requests), scores(tiny_engine, requests), strict=True):
+        assert ours.logprobs == pytest.approx(local.logprobs, abs=1e-3)
+        assert (ours.token_ids, ours.prompt_tokens, ours.index) == (
+            local.token_ids,
+            local.prompt_tokens,
+            local.index,
+        )
+
+
+def test_options_are_those_of_the_local_engine(engine: Engine, tiny_engine: LocalEngine) -> None:
+    requests = [OptionRequest(user(text), "", ("(A)", "(B)")) for text in TEXTS]
+    found, expected = engine.option_logprobs(requests), tiny_engine.option_logprobs(requests)
+    for ours, local in zip(found, expected, strict=True):
+        assert ours == pytest.approx(local, abs=1e-3)
+
+
+def test_a_text_beyond_the_context_is_refused(engine: Engine) -> None:
+    long = GenerateRequest(user("word " * 5000), GREEDY, 0)
+    with pytest.raises(UsageError, match=r"does not fit into the context of .*tiny"):
+        completions(engine, [long])
+
+
+def test_without_vllm_the_way_to_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UsageError, match=r"pip install 'solon\[vllm\]'; or set engine: local"):
+        open_vllm(resolve(str(tiny_model_folder)), "float32")

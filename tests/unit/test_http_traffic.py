@@ -1,0 +1,260 @@
+"""What keeps requests to servers in order: the gate, the budget, the cache, and all of it under faults."""
+
+import json
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+from pydantic import ValidationError
+
+from solon.engines.base import GenerateRequest, completions, user
+from solon.engines.http_budget import Amount, Budget
+from solon.engines.http_cache import ReplyCache
+from solon.engines.http_gate import Gate, StoppedError
+from solon.errors import RunError
+from solon.roles import ServerSettings
+from solon.settings import Sampling
+from tests.faulty_server import FAULTS, HANG_SECONDS, faulty_server
+from tests.http_setup import http_engine
+from tests.unit.chat_server import Answer, Asked, message, serving
+
+
+def _requests(count: int) -> list[GenerateRequest]:
+    return [GenerateRequest(user(f"question {i}"), Sampling(max_tokens=4), i) for i in range(count)]
+
+
+# --- the gate -----------------------------------------------------------------------------------------
+
+
+class _Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_next_request_goes_where_fewest_are_in_flight() -> None:
+    gate = Gate(["a", "b"], 4)
+    entered = [gate.enter() for _ in range(4)]
+    assert [ticket.lane.url for ticket in entered] == ["a", "b", "a", "b"]
+    gate.answered(entered[1])
+    assert gate.enter().lane.url == "b"
+
+
+def test_a_busy_endpoint_is_halved_and_left_alone_for_as_long_as_it_asks() -> None:
+    clock = _Clock()
+    gate = Gate(["a", "b"], 8, clock)
+    first, _, third = gate.enter(), gate.enter(), gate.enter()
+    clock.now += 1
+    gate.busy(first, 5.0)
+    # What was sent before the cut tells nothing new: a burst of refusals halves once.
+    gate.busy(third, 5.0)
+    lane = gate.lanes[0]
+    assert (lane.limit, lane.free_at, lane.in_flight) == (4.0, 106.0, 0)
+    assert gate.enter().lane.url == "b"
+    clock.now += 5
+    again = gate.enter()
+    assert again.lane.url == "a"
+    gate.answered(again)
+    assert lane.limit == 4.25
+
+
+def test_the_limit_grows_by_one_a_round_and_not_beyond_what_is_allowed() -> None:
+    clock = _Clock()
+    gate = Gate(["a"], 3, clock)
+    clock.now += 1
+    gate.busy(gate.enter(), 0.0)
+    clock.now += 1
+    assert gate.lanes[0].limit == 1.5
+    for _ in range(9):
+        gate.answered(gate.enter())
+    assert gate.lanes[0].limit == 3.0
+
+
+def test_an_endpoint_that_keeps_failing_is_asked_last_but_asked() -> None:
+    gate = Gate(["a", "b"], 2)
+    for _ in range(3):
+        ticket = gate.enter()
+        assert ticket.lane.url == "a"
+        gate.failed(ticket)
+    assert [gate.enter().lane.url for _ in range(4)] == ["b", "b", "a", "a"]
+
+
+def test_who_waits_is_told_that_all_has_stopped() -> None:
+    gate = Gate(["a"], 1)
+    gate.enter()
+    stopped: list[bool] = []
+
+    def wait() -> None:
+        with pytest.raises(StoppedError):
+            gate.enter()
+        stopped.append(True)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    gate.stop()
+    thread.join(5)
+    assert stopped == [True]
+
+
+# --- the budget ---------------------------------------------------------------------------------------
+
+
+def test_the_limit_holds_with_many_requests_in_flight() -> None:
+    """Every request may take 16 + 1 tokens and takes 10: with 100 allowed never more than 100 are used."""
+    budget = Budget(ServerSettings(max_tokens=100), "judge")
+    most = budget.most(prompt_bytes=0, turns=1, new_tokens=1)
+    assert most == Amount(17)
+    used: list[int] = []
+
+    def work() -> None:
+        try:
+            while True:
+                budget.set_aside(most)
+                time.sleep(0.001)
+                budget.settle(most, Amount(10))
+                used.append(10)
+        except RunError as error:
+            errors.append(str(error))
+
+    errors: list[str] = []
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    # 9 times 10 is used; the next might take 17, which would be 107.
+    assert sum(used) == 90 == budget.spent.tokens
+    assert len(errors) == 8
+    assert "judge.http.max_tokens=100 (90 used)" in errors[0]
+
+
+def test_spending_is_by_the_prices() -> None:
+    settings = ServerSettings(max_spending=1.0, price_read=2.0, price_written=10.0)
+    budget = Budget(settings, "critic")
+    assert budget.amount(read=100_000, written=30_000) == Amount(130_000, pytest.approx(0.5))
+    half = budget.amount(100_000, 30_000)
+    for _ in range(2):
+        budget.set_aside(half)
+        budget.settle(half, half)
+    with pytest.raises(RunError, match=r"critic\.http\.max_spending=1 \(1 used\).*raise the limit"):
+        budget.set_aside(half)
+
+
+def test_a_limit_on_spending_needs_prices() -> None:
+    with pytest.raises(ValidationError, match="without price_read or price_written nothing costs anything"):
+        ServerSettings(max_spending=1.0)
+
+
+def test_what_was_lost_counts_and_what_was_refused_does_not() -> None:
+    bodies = [Answer("broken", 500), Answer("{", 200), Answer(message("x"))]
+    answers = iter(bodies)
+    with serving(lambda asked: next(answers)) as server:
+        engine = http_engine(server.url, max_tokens=10_000)
+        [done] = completions(engine, _requests(1))
+    assert done.text == "x"
+    spent = engine._client._budget.spent.tokens
+    # The good answer says 7 + 3; the torn one counts as all it might have used, the body's bytes at least.
+    body = len(json.dumps(server.asked[0].body))
+    assert spent == 10 + body + 16 + 4
+
+
+def test_a_run_stops_at_its_limit_and_goes_on_with_a_higher_one(tmp_path: Path) -> None:
+    with serving(lambda asked: Answer(message("x"))) as server:
+        cache = ReplyCache(tmp_path / "replies.sqlite", "judge.http.cache")
+        small = http_engine(server.url, cache=cache, max_tokens=200, concurrency=1)
+        with pytest.raises(RunError, match=r"max_tokens=200 \(\d+ used\).*What was answered is kept"):
+            completions(small, _requests(30))
+        asked = len(server.asked)
+        assert 0 < asked < 30
+        assert len(completions(http_engine(server.url, cache=cache), _requests(30))) == 30
+        assert len(server.asked) == 30
+
+
+# --- the cache ----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_asked_twice_not_even_of_a_server_that_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "replies.sqlite"
+    with serving(lambda asked: Answer(message(asked.body["messages"][0]["content"]))) as server:
+        first = completions(http_engine(server.url, cache=ReplyCache(path, "s")), _requests(20))
+    again = http_engine(server.url, cache=ReplyCache(path, "s"))
+    assert completions(again, _requests(20)) == first
+    assert len(server.asked) == 20
+    assert (again.tokens_read, again.tokens_generated) == (0, 0)
+
+
+def test_another_seed_model_or_text_is_another_question(tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path / "replies.sqlite", "s")
+    body = {"model": "m", "seed": 1, "messages": [{"role": "user", "content": "q"}]}
+    cache.put("/chat/completions", body, {"a": 1})
+    assert cache.get("/chat/completions", dict(reversed(body.items()))) == {"a": 1}
+    for other in ({**body, "seed": 2}, {**body, "model": "n"}, {**body, "messages": []}):
+        assert cache.get("/chat/completions", other) is None
+    assert cache.get("/completions", body) is None
+
+
+def test_the_key_is_not_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOLON_API_KEY", "s3cret")
+    path = tmp_path / "replies.sqlite"
+    with serving(lambda asked: Answer(message("x"))) as server:
+        cache = ReplyCache(path, "s")
+        completions(http_engine(server.url, cache=cache), _requests(3))
+        cache.close()
+    assert all(b"s3cret" not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_cache_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "replies.sqlite"
+    path.write_text("not a database, and long enough to be looked at as one" * 20)
+    with pytest.raises(RunError, match=r"replies\.sqlite: the cache.*judge\.http\.cache=off"):
+        ReplyCache(path, "judge.http.cache")
+
+
+def test_two_processes_may_share_it(tmp_path: Path) -> None:
+    path = tmp_path / "replies.sqlite"
+    one, two = ReplyCache(path, "s"), ReplyCache(path, "s")
+    one.put("/p", {"q": 1}, {"r": 1})
+    two.put("/p", {"q": 2}, {"r": 2})
+    assert (one.get("/p", {"q": 2}), two.get("/p", {"q": 1})) == ({"r": 2}, {"r": 1})
+    with sqlite3.connect(path) as file:
+        assert file.execute("SELECT count(*) FROM replies").fetchone() == (2,)
+
+
+# --- results as they finish ---------------------------------------------------------------------------
+
+
+def test_results_come_as_they_finish_and_leaving_stops_the_rest() -> None:
+    def answer(asked: Asked) -> Answer:
+        if asked.body["messages"][0]["content"] == "question 0":
+            slow.wait(5)
+        return Answer(message("x"))
+
+    slow = threading.Event()
+    with serving(answer) as server:
+        results = http_engine(server.url, concurrency=2).generate(_requests(400))
+        early = [next(results).index for _ in range(5)]
+        assert early == [1, 2, 3, 4, 5]
+        slow.set()
+        results.close()  # type: ignore[attr-defined]
+        assert len(server.asked) < 20
+
+
+def test_ten_thousand_requests_with_a_tenth_of_faults_are_answered_once_each() -> None:
+    count = 10_000
+    with faulty_server(share=0.1) as url:
+        engine = http_engine(
+            url, concurrency=64, tokens=True, timeout=HANG_SECONDS / 3, pause=lambda s: time.sleep(s / 50)
+        )
+        done = completions(engine, _requests(count))
+        sent = httpx2.get(f"{url}/stats").json()
+    assert [c.text for c in done] == [f"question {i}" for i in range(count)]
+    assert {c.logprobs for c in done} == {(-0.25,)}
+    assert set(sent) == {"good", *FAULTS}
+    # A delay is the only fault with an answer in it.
+    assert sent["good"] + sent["delay"] == count
+    faults = sum(sent[fault] for fault in FAULTS)
+    assert 0.08 < faults / sum(sent.values()) < 0.12
