@@ -38,6 +38,7 @@ from solon.store import (
     read_rows,
     write_atomically,
 )
+from solon.tables import Rows
 from solon.yamlfile import load
 
 R = TypeVar("R", bound=Row)
@@ -53,7 +54,7 @@ class Inputs:
     beside: Path
     folders: Mapping[str, Path]
 
-    def rows(self, stage: str, row: type[R]) -> list[R]:
+    def rows(self, stage: str, row: type[R]) -> Rows[R]:
         return read_rows(self.folders[stage] / "rows.parquet", row)
 
 

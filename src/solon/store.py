@@ -11,13 +11,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,10 +25,12 @@ from solon.digest import digest, file_sha256, folder_digest
 from solon.errors import RunError, UsageError
 from solon.progress import Reporter
 from solon.records import Row, arrow_schema
+from solon.tables import Rows, as_table
 
 R = TypeVar("R", bound=Row)
 Item = TypeVar("Item")
 _LOCK = ".lock"
+_CHUNK = 256  # Rows that are frozen at once.
 
 
 @contextmanager
@@ -55,21 +57,25 @@ def is_leftover(path: Path) -> bool:
     return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
-def write_rows(path: Path, row: type[R], rows: Sequence[R]) -> None:
-    """Freeze rows to Parquet, atomically."""
-    table = pa.Table.from_pylist([r.model_dump(mode="json") for r in rows], schema=arrow_schema(row))
-    with _replacing(path) as temporary:
-        pq.write_table(table, temporary)
+def write_rows(path: Path, row: type[R], rows: Iterable[R]) -> int:
+    """Freeze rows to Parquet, atomically, a chunk at a time; how many there were."""
+    count, waiting = 0, iter(rows)
+    with _replacing(path) as temporary, pq.ParquetWriter(temporary, arrow_schema(row)) as writer:
+        while chunk := list(islice(waiting, _CHUNK)):
+            writer.write_table(as_table(chunk, row))
+            count += len(chunk)
+    return count
 
 
-def read_rows(path: Path, row: type[R]) -> list[R]:
+def read_rows(path: Path, row: type[R]) -> Rows[R]:
     """The frozen rows of a Parquet file.
 
     Raises:
-        RunError: the file is absent or damaged.
+        RunError: the file is absent or damaged, or its columns are not those of the row's type. A value that
+            does not fit its type is told when its row is asked for.
     """
     try:
-        return [row.model_validate(data) for data in pq.read_table(path).to_pylist()]
+        return Rows(row, pq.read_table(path, schema=arrow_schema(row)), what=f"{path}: a row")
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error}). Remove its folder and run again.") from error
 
@@ -109,6 +115,17 @@ class Batch:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Entry:
+    """Where a batch stands in the journal: its line's first byte and length, and what it says of its work."""
+
+    start: int
+    length: int
+    rows: int
+    seconds: float
+    tokens: int
+
+
 _BATCH = TypeAdapter(Batch)
 
 
@@ -120,50 +137,88 @@ class StageResult:
     those that no batch of the journal has counted.
     """
 
-    rows: Sequence[Row]
+    rows: Iterable[Row]
     metrics: dict[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     tokens: int = 0
 
 
 class Journal:
-    """`working.jsonl`: the batches that a stage has finished so far."""
+    """`working.jsonl`: the batches that a stage has finished so far. Their rows stay on the disk."""
 
     def __init__(self, path: Path) -> None:
         """Read it. Raises RunError if a whole line is damaged; a torn last one is cut off."""
         self._path = path
-        self.batches = {batch.name: batch for batch in self._read()}
+        self.batches: dict[str, Entry] = {}
+        if path.exists():
+            self._read()
 
     def append(self, batch: Batch) -> None:
-        line = json.dumps(batch.__dict__, ensure_ascii=False)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = _line(batch)
+        with self._path.open("ab") as file:
+            start = file.tell()
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.batches[batch.name] = batch
+        self._note(batch, start, line)
+
+    def rows(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """The rows of these batches, a batch in memory at a time."""
+        with self._path.open("rb") as file:
+            for name in names:
+                entry = self.batches[name]
+                file.seek(entry.start)
+                yield from json.loads(file.read(entry.length))["rows"]
 
     def keep(self, names: Sequence[str]) -> None:
         """Forget all batches but these: what came after a training checkpoint is done again."""
-        self.batches = {name: self.batches[name] for name in names if name in self.batches}
-        lines = [json.dumps(batch.__dict__, ensure_ascii=False) + "\n" for batch in self.batches.values()]
-        write_atomically(self._path, "".join(lines))
+        kept = [
+            self._path.read_bytes()[e.start : e.start + e.length] for n in names if (e := self.batches.get(n))
+        ]
+        write_atomically(self._path, b"".join(kept).decode())
+        self.batches = {}
+        self._read()
 
-    def _read(self) -> Iterator[Batch]:
-        if not self._path.exists():
-            return
-        whole = self._path.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            # A kill tore the last line: cut it off, or the next append would be glued to it.
-            os.truncate(self._path, end)
-        for number, line in enumerate(whole[:end].splitlines(), start=1):
-            yield self._batch(line, number)
+    def _read(self) -> None:
+        start = 0
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                self._note(self._batch(line, number), start, line)
+                start += len(line)
+        # A kill may have torn the last line: cut it off, or the next append would be glued to it.
+        os.truncate(self._path, start)
+
+    def _note(self, batch: Batch, start: int, line: bytes) -> None:
+        self.batches[batch.name] = Entry(start, len(line), len(batch.rows), batch.seconds, batch.tokens)
 
     def _batch(self, line: bytes, number: int) -> Batch:
         try:
             return _BATCH.validate_python(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise _damaged(f"{self._path}:{number}: this line", self._path.parent) from error
+
+
+def _line(batch: Batch) -> bytes:
+    return (json.dumps(batch.__dict__, ensure_ascii=False) + "\n").encode()
+
+
+class Journalled(Generic[R]):
+    """The rows of planned batches in the plan's order, read from the journal whenever they are walked."""
+
+    def __init__(self, journal: Journal, names: Sequence[str], row: type[R], folder: Path) -> None:
+        self._journal, self._names, self._row, self._folder = journal, names, row, folder
+
+    def __len__(self) -> int:
+        return sum(self._journal.batches[name].rows for name in self._names)
+
+    def __iter__(self) -> Iterator[R]:
+        try:
+            for data in self._journal.rows(self._names):
+                yield self._row.model_validate(data)
+        except ValidationError as error:
+            raise _damaged(f"{self._folder / 'working.jsonl'}: a row in it", self._folder) from error
 
 
 class Workspace:
@@ -198,10 +253,11 @@ class Workspace:
         row: type[R],
         work: Callable[[Sequence[Item]], tuple[list[R], int]],
         unit: str,
-    ) -> list[R]:
+    ) -> Journalled[R]:
         """Do the planned batches that are not done yet; all rows, in the order of the plan.
 
-        `work` maps the items of one batch to its rows and the number of tokens it took.
+        Rows reach the disk batch by batch, and only one batch lies in memory. `work` maps the items of one
+        batch to its rows and the number of tokens it took.
         """
         total = sum(len(items) for _, items in plan)
         with self.reporter.task(self.stage, total, unit) as advance:
@@ -211,10 +267,7 @@ class Workspace:
                     self.record(name, rows, tokens, seconds)
                     self.events.write("batch", stage=self.stage, batch=name, rows=len(rows), seconds=seconds)
                 advance(len(items))
-        try:
-            return [row.model_validate(data) for name, _ in plan for data in self.journal.batches[name].rows]
-        except ValidationError as error:
-            raise _damaged(f"{self.folder / 'working.jsonl'}: a row in it", self.folder) from error
+        return Journalled(self.journal, [name for name, _ in plan], row, self.folder)
 
     def record(self, name: str, rows: Sequence[Row], tokens: int, seconds: float) -> None:
         """Add one finished batch to the journal."""
@@ -231,13 +284,13 @@ class Workspace:
     def finish(self, key: str, row: type[Row], result: StageResult, earlier: float) -> Manifest:
         """Freeze the rows, then write the manifest: from here on the stage is done."""
         rows_file = self.folder / "rows.parquet"
-        write_rows(rows_file, row, list(result.rows))
+        count = write_rows(rows_file, row, result.rows)
         outputs = [rows_file, *(self.folder / name for name in result.outputs)]
         manifest = Manifest(
             stage=self.stage,
             key=key,
             output=outputs_digest(outputs),
-            rows=len(result.rows),
+            rows=count,
             seconds=round(earlier + time.monotonic() - self._started, 2),
             tokens=result.tokens + sum(batch.tokens for batch in self.journal.batches.values()),
             metrics=result.metrics,

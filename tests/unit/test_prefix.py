@@ -36,7 +36,8 @@ def _plain_logits(engine: LocalEngine, row: tuple[int, ...]) -> torch.Tensor:
 @torch.inference_mode()
 def test_cache_gives_the_logits_of_a_plain_forward(tiny_engine: LocalEngine) -> None:
     rows = [(5, 6, 7, 8, 9), (5, 6, 7, 11), (5, 6, 7, 8, 9), (5, 6, 7, 20, 21, 22, 23)]
-    layout, cache = prefill(tiny_engine.model, rows, pad=2)
+    filled = prefill(tiny_engine.model, rows, pad=2, room=4, apart=False)
+    layout, cache = filled.layout, filled.cache
     start = cache.get_seq_length()
     assert start == layout.ids_BT.shape[1] - 1
     positions = layout.mask_BT.cumsum(1) - 1

@@ -94,7 +94,7 @@ def test_scores_do_not_depend_on_the_order(tiny_engine: LocalEngine, order: list
 
 
 def test_a_window_of_attention_forbids_trees(tiny_engine: LocalEngine) -> None:
-    from solon.engines.trees import shares_starts
+    from solon.engines.hooks import shares_starts
 
     config = tiny_engine.model.config
     assert shares_starts(tiny_engine.model)

@@ -93,3 +93,10 @@ def plain_head(model: Any) -> Tensor | None:
 def divided(model: Any) -> bool:
     """Whether parts of the model lie on other processes (`training.sharding`)."""
     return isinstance(model.base_model, FSDPModule)
+
+
+def shares_starts(model: Any) -> bool:
+    """Whether every block of the model attends to all that came before, so that a mask of ours holds."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)

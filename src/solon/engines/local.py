@@ -6,6 +6,7 @@ the requests' content, so results do not depend on their order; in float32 they 
 Scoring and reading hidden states is `engines.reader`'s work.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +27,18 @@ from solon.engines.base import (
 )
 from solon.engines.decode import Decoded, decode
 from solon.engines.packed import packed
+from solon.engines.prefix import common_start
 from solon.engines.reader import Reader
 from solon.engines.sampling import Chooser
+from solon.engines.shared_start import WORTH, keeps_apart
 from solon.engines.turns import TextRow, Turns
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, load_model, load_tokenizer
 from solon.records import Finish
 from solon.settings import Sampling
 from solon.training.batching import budget_batches
+
+_CACHED = 4  # Cached tokens, keys and values alone, that weigh as much as one that is being computed.
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,18 @@ class LocalEngine:
                 if r.sampling == sampling
             ]
             prompts.sort(key=lambda p: (len(p.ids), p.ids, p.seed))
-            lengths = [len(p.ids) + sampling.max_tokens for p in prompts]
+            kept = self._kept_once([p.ids for p in prompts])
+            lengths = [_weight(len(p.ids) - kept, sampling.max_tokens) for p in prompts]
             for batch in budget_batches(lengths, self._batch_tokens):
                 chosen = [prompts[i] for i in batch]
                 with packed(self.model, sampling.max_tokens):
                     completions = self._generate(chosen, sampling)
                 yield from completions
+
+    def _kept_once(self, rows: Sequence[tuple[int, ...]]) -> int:
+        """How many first tokens every batch of these prompts keeps once, and not in every row."""
+        shared = common_start(rows) if keeps_apart(self.model) else 0
+        return shared if shared >= WORTH else 0
 
     def _generate(self, prompts: Sequence[_Prompt], sampling: Sampling) -> list[Completion]:
         chooser = Chooser(sampling, [p.seed for p in prompts], self.model.device)
@@ -169,6 +180,11 @@ class LocalEngine:
             f"{self.name} computes values that are no numbers. Its weights are damaged, or overflow in "
             f"{self.model.dtype}: try dtype: float32."
         )
+
+
+def _weight(own: int, new: int) -> int:
+    """Tokens of the budget that a row takes: the prompt's are computed at once, the others only cached."""
+    return max(own, math.ceil((own + new) / _CACHED))
 
 
 def open_engine(source: ModelSource, device: str, dtype: torch.dtype, batch_tokens: int) -> LocalEngine:

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from solon.engines.hooks import shares_starts
+from solon.engines.shared_start import WORTH, KeptLayer, Start, own_mask
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -45,34 +48,53 @@ def lay_out(rows: Sequence[Sequence[int]], pad: int) -> Layout:
     return Layout(torch.tensor(ids), torch.tensor(mask), shared)
 
 
-def prefill(model: Any, rows: Sequence[tuple[int, ...]], pad: int) -> tuple[Layout, DynamicCache]:
-    """Lay all rows out and compute what they share.
+def prefill(model: Any, rows: Sequence[tuple[int, ...]], pad: int, room: int, apart: bool) -> "Filled":
+    """Lay all rows out and compute what they share; `room` more columns will be appended.
 
-    The cache holds the common start; where rows repeat, it holds all columns but the last, which
-    `generate` still needs to see. `generate` computes whatever columns the cache lacks.
+    The cache holds the common start; where rows repeat, it holds all columns but the last, which decoding
+    still needs to see. With `apart` (`shared_start.keeps_apart`) the start is kept once for all rows.
     """
     unique = list(dict.fromkeys(rows))
     place = {row: i for i, row in enumerate(unique)}
     layout = lay_out(unique, pad)
-    cache = DynamicCache(config=model.config)
+    cache, kept = DynamicCache(config=model.config), 0
     if layout.shared:
         extend(model, cache, layout.ids_BT[:1, : layout.shared], layout.mask_BT[:1, : layout.shared])
-        cache.batch_repeat_interleave(len(unique))
+        if apart and layout.shared >= WORTH:
+            kept = layout.shared
+            cache.layers = [KeptLayer(room, Start(layer.keys, layer.values)) for layer in cache.layers]
+        else:
+            cache.batch_repeat_interleave(len(unique))
     if len(unique) < len(rows):
-        extend(model, cache, layout.ids_BT[:, :-1], layout.mask_BT[:, :-1])
+        extend(model, cache, layout.ids_BT[:, :-1], layout.mask_BT[:, :-1], kept)
         cache.batch_select_indices(torch.tensor([place[row] for row in rows], device=model.device))
-    return layout.rows(torch.tensor([place[row] for row in rows])), cache
+    if not kept and shares_starts(model):
+        cache.layers = [KeptLayer(room, own=layer) for layer in cache.layers]
+    return Filled(layout.rows(torch.tensor([place[row] for row in rows])), cache, kept)
 
 
-def extend(model: Any, cache: DynamicCache, ids_BT: Tensor, mask_BT: Tensor) -> None:
-    """Compute the columns of `ids_BT` that the cache lacks; `mask_BT` is 1 where a token is real."""
+@dataclass(frozen=True)
+class Filled:
+    """Rows laid out, and what is computed of them. The first `kept` columns lie apart, once for all rows."""
+
+    layout: Layout
+    cache: DynamicCache
+    kept: int
+
+
+def extend(model: Any, cache: DynamicCache, ids_BT: Tensor, mask_BT: Tensor, kept: int = 0) -> None:
+    """Compute the columns of `ids_BT` that the cache lacks; `mask_BT` is 1 where a token is real.
+
+    The first `kept` columns lie apart from the others in the cache.
+    """
     start = cache.get_seq_length()
     if start >= ids_BT.shape[1]:
         return
     positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+    seen = own_mask(mask_BT[:, kept:].bool(), model.dtype)[:, :, start - kept :] if kept else mask_BT
     model.base_model(
         input_ids=ids_BT[:, start:].to(model.device),
-        attention_mask=mask_BT.to(model.device),
+        attention_mask=seen.to(model.device),
         position_ids=positions_BT[:, start:].to(model.device),
         past_key_values=cache,
         use_cache=True,

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from solon.engines.base import START_TOKENS, Pooling
-from solon.engines.hooks import before_head, blocks, hidden_at, plain_head
-from solon.engines.trees import TREE_TOKENS, Packed, Tree, common_start, pack, plant, shares_starts
+from solon.engines.hooks import before_head, blocks, hidden_at, plain_head, shares_starts
+from solon.engines.trees import TREE_TOKENS, Packed, Tree, common_start, pack, plant
 from solon.engines.turns import TextRow
 from solon.training.batching import budget_batches
 

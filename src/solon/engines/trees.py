@@ -159,10 +159,3 @@ def _cached(model: Any, trees: Sequence[Tree], start: int) -> DynamicCache:
     extend(model, cache, ids, torch.ones_like(ids))
     cache.batch_repeat_interleave(len(trees))
     return cache
-
-
-def shares_starts(model: Any) -> bool:
-    """Whether every block of the model attends to all that came before, so that a mask of ours holds."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)

@@ -118,7 +118,7 @@ def _stages(finished: dict[str, Manifest], summary: dict[str, Any]) -> list[dict
 
 
 def _rows(run: Path, stage: str, row: type[R], file: str = "rows.parquet") -> list[R]:
-    return read_rows(run / BY_NAME[stage].folder / file, row)
+    return list(read_rows(run / BY_NAME[stage].folder / file, row))
 
 
 def _metrics(step: Step) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from solon.constitution import Purpose
@@ -19,6 +19,7 @@ from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Split, TextKind, Written
 from solon.roles import RoleName
 from solon.settings import Sampling
+from solon.tables import Rows
 
 Item = TypeVar("Item")
 PICKED = "judge.json"  # The kind and the calibration of the judge that the preflight picked.
@@ -53,9 +54,22 @@ def picked_judge(recipe: Recipe, inputs: Inputs, engine: Engine) -> Calibrated:
     return reopen(picked["kind"], calibration, judge_bench(recipe, inputs, engine, "training"))
 
 
-def choose(prompts: Sequence[Prompt], kind: PromptKind, split: Split, count: int, seed: int) -> list[Prompt]:
-    """Up to `count` prompts of one kind and split, in an order drawn by the seed."""
-    there = sorted((p for p in prompts if p.kind == kind and p.split == split), key=lambda p: p.id)
+def choose(
+    prompts: Sequence[Prompt], split: Split, counts: Mapping[PromptKind, int], seed: int
+) -> Sequence[Prompt]:
+    """Up to so many prompts of each kind, of one split, in an order drawn by the seed."""
+    rows = Rows.of(prompts, Prompt)
+    named = list(zip(rows.column("id"), rows.column("kind"), rows.column("split"), strict=True))
+    chosen = [place for kind, count in counts.items() for place in _drawn(named, kind, split, count, seed)]
+    return rows.take(chosen)
+
+
+def _drawn(
+    named: Sequence[tuple[str, str, str]], kind: PromptKind, split: Split, count: int, seed: int
+) -> list[int]:
+    """The places of up to `count` prompts of (id, kind, split)."""
+    mine = [(name, place) for place, (name, *of) in enumerate(named) if of == [kind, split]]
+    there = [place for _, place in sorted(mine)]
     if count and not there:
         raise RunError(
             f"there is no {split} prompt of kind {kind}. Add prompts under red_team.sources or "

@@ -60,10 +60,8 @@ def _answers(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Writt
     """Greedy answers of all models, in planned batches of one model each."""
     settings = recipe.evaluate
     prompts = inputs.rows("red_team", Prompt)
-    chosen = [
-        *choose(prompts, "red_team", "heldout", settings.prompts, recipe.seed),
-        *choose(prompts, "helpful", "heldout", settings.helpful, recipe.seed),
-    ]
+    counts: dict[PromptKind, int] = {"red_team": settings.prompts, "helpful": settings.helpful}
+    chosen = choose(prompts, "heldout", counts, recipe.seed)
     sources = {
         "base": inputs.base,
         "sl": resolve(str(inputs.folders["finetune"] / "model")),
@@ -89,7 +87,7 @@ def _answers(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Writt
         ]
         return rows, sum(row.tokens for row in rows)
 
-    return workspace.batches(plan, Written, work, "answers")
+    return list(workspace.batches(plan, Written, work, "answers"))
 
 
 class _OneAtATime:

@@ -43,7 +43,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
         ]
         return rows, engine.tokens_read + engine.tokens_generated - before
 
-    rows = workspace.batches(in_batches(groups, recipe.label.batch), Label, work, "prompts")
+    rows = list(workspace.batches(in_batches(groups, recipe.label.batch), Label, work, "prompts"))
     write_atomically(workspace.folder / "calibration.json", json.dumps(judge.calibration.as_dict(), indent=1))
     return StageResult(rows, _metrics(recipe, inputs, judge, rows), outputs=("calibration.json",))
 

@@ -22,8 +22,8 @@ def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], count: int, name: st
     """`count` training prompts, red-team and helpful ones in the set proportion; `name` seeds the mix."""
     share, seed = recipe.reinforce.helpful_share, recipe.seed
     rng = random.Random(seed_from(seed, name))
-    red = choose(prompts, "red_team", "train", count, seed)
-    helpful = choose(prompts, "helpful", "train", count, seed) if share else []
+    red = choose(prompts, "train", {"red_team": count}, seed)
+    helpful = choose(prompts, "train", {"helpful": count}, seed) if share else []
     mixed = []
     for index in range(count):
         source = helpful if rng.random() < share else red

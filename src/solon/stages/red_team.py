@@ -113,7 +113,7 @@ def _write(recipe: Recipe, inputs: Inputs, workspace: Workspace, examples: Seque
         ]
         return rows, sum(c.new_tokens for c in found)
 
-    return workspace.batches(plan, Prompt, work, "prompts")
+    return list(workspace.batches(plan, Prompt, work, "prompts"))
 
 
 def _examples(recipe: Recipe, examples: Sequence[Prompt], number: int) -> list[Prompt]:

@@ -22,7 +22,7 @@ from solon.feedback.base import Judge, Question, mean_win
 from solon.filters import clean, reject_revision
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
-from solon.records import Prompt, TextKind, Written
+from solon.records import Prompt, PromptKind, TextKind, Written
 from solon.stages.common import asks, choose, engine_for, in_batches, picked_judge, role_engine, written
 from solon.store import StageResult, Workspace
 from solon.templates import fill
@@ -31,14 +31,13 @@ from solon.templates import fill
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     settings = recipe.revise
     prompts = inputs.rows("red_team", Prompt)
-    red = choose(prompts, "red_team", "train", settings.prompts, recipe.seed)
-    helpful = choose(prompts, "helpful", "train", settings.helpful, recipe.seed)
+    counts: dict[PromptKind, int] = {"red_team": settings.prompts, "helpful": settings.helpful}
+    chosen = choose(prompts, "train", counts, recipe.seed)
     reviser = _open(recipe, inputs)
-    rows = workspace.batches(in_batches([*red, *helpful], settings.batch), Written, reviser.work, "prompts")
-    revisions = [r for r in rows if r.kind == "revision" and r.chosen]
-    rejected = Counter(r.unusable for r in revisions if r.unusable)
-    usable = len(revisions) - rejected.total()
-    metrics = {"revisions": {"total": len(revisions), "usable": usable}, "filters": dict(rejected)}
+    rows = workspace.batches(in_batches(chosen, settings.batch), Written, reviser.work, "prompts")
+    reasons = Counter(r.unusable for r in rows if r.kind == "revision" and r.chosen)
+    total, usable = reasons.total(), reasons.pop(None, 0)
+    metrics = {"revisions": {"total": total, "usable": usable}, "filters": dict(reasons)}
     return StageResult(rows, metrics)
 
 

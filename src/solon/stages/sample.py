@@ -7,7 +7,7 @@ from solon.engines.base import GenerateRequest, completions
 from solon.models import resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
-from solon.records import Prompt, Written
+from solon.records import Prompt, PromptKind, Written
 from solon.stages.common import asks, choose, engine_for, in_batches, written
 from solon.store import StageResult, Workspace
 
@@ -15,8 +15,8 @@ from solon.store import StageResult, Workspace
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     settings = recipe.sample
     prompts = inputs.rows("red_team", Prompt)
-    red = choose(prompts, "red_team", "train", settings.prompts, recipe.seed)
-    helpful = choose(prompts, "helpful", "train", settings.helpful, recipe.seed)
+    counts: dict[PromptKind, int] = {"red_team": settings.prompts, "helpful": settings.helpful}
+    chosen = choose(prompts, "train", counts, recipe.seed)
     engine = engine_for(recipe, resolve(str(inputs.folders["finetune"] / "model")))
 
     def work(batch: Sequence[Prompt]) -> tuple[list[Written], int]:
@@ -39,5 +39,5 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
         ]
         return rows, sum(row.tokens for row in rows)
 
-    rows = workspace.batches(in_batches([*red, *helpful], settings.batch), Written, work, "prompts")
+    rows = workspace.batches(in_batches(chosen, settings.batch), Written, work, "prompts")
     return StageResult(rows)

@@ -37,8 +37,9 @@ class StepLog:
 
     def rows(self) -> list[Step]:
         """The steps done so far."""
-        batches = self._workspace.journal.batches.items()
-        return [Step.model_validate(row) for name, b in batches if self._own(name) for row in b.rows]
+        journal = self._workspace.journal
+        own = [name for name in journal.batches if self._own(name)]
+        return [Step.model_validate(row) for row in journal.rows(own)] if own else []
 
     def _batch(self, step: int) -> str:
         return f"{self._name}-{step:06d}" if self._name else f"{step:06d}"

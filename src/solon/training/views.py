@@ -17,9 +17,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import DynamicCache
 
-from solon.engines.hooks import before_head, divided, plain_head
+from solon.engines.hooks import before_head, divided, plain_head, shares_starts
 from solon.engines.prefix import common_start, extend
-from solon.engines.trees import WORTH, shares_starts
+from solon.engines.trees import WORTH
 from solon.training.batching import answer_positions, pad_right
 from solon.training.encoding import Encoded
 from solon.training.head import chosen_logprobs
