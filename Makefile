@@ -28,6 +28,8 @@ bench: setup           ## measurements, one JSON line a figure; two of them want
 	$(BIN)/python bench/refusal_agreement.py
 	$(BIN)/python bench/labels.py
 	$(BIN)/python bench/judges.py
+	$(BIN)/python bench/generate.py
+	$(BIN)/python bench/stream.py
 	$(BIN)/python bench/ppo_gradients.py
 	$(BIN)/python bench/ppo.py
 

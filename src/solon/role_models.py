@@ -22,12 +22,12 @@ def role_source(name: RoleName, role: Role, model: str, fetch: bool = True) -> M
 
 def _served(name: RoleName, role: Role) -> str:
     """The one model that the server lists."""
-    from solon.engines.http_budget import Budget
-    from solon.engines.http_client import Client
+    from solon.engines.http_link import Link
 
-    client = Client(name, role.endpoints, role.api_key_env, role.http, Budget(role.http, name))
-    found = client.models()
+    link = Link(name, role.endpoints, role.api_key_env, role.http.timeout, connections=1)
+    found = link.models()
     if len(found) != 1:
         listed = f"it has {', '.join(found[:8])}" if found else "it lists none"
-        raise UsageError(f"{name}.model: which model of {client.first} is meant? {listed}. Set {name}.model.")
+        where = link.endpoints[0]
+        raise UsageError(f"{name}.model: which model of {where} is meant? {listed}. Set {name}.model.")
     return found[0]

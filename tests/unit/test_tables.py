@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from solon.engines.scripted import ScriptedEngine
 from solon.errors import RunError
-from solon.models import ModelSource
-from solon.pipeline import Inputs
 from solon.progress import Reporter
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Split, Written
@@ -75,20 +73,19 @@ class _Counting(ScriptedEngine):
         return super().generate(requests)
 
 
-def _peak(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> int:
+def _peak(folder: Path, count: int) -> int:
     """The most bytes that Python held while so many prompts went through the stage `sample` to the disk."""
     engine = _Counting(lambda request: f"An answer to {request.conversation[-1].content}.")
-    (folder / "red").mkdir(parents=True)
-    write_rows(folder / "red" / "rows.parquet", Prompt, (_prompt(f"question {i}") for i in range(count)))
-    wanted = {"prompts": count, "helpful": 0, "answers": 2, "batch": 50}
-    recipe = Recipe.model_validate({"name": "r", "sample": wanted})
-    monkeypatch.setattr(sample, "engine_for", lambda recipe, source: engine)
-    monkeypatch.setattr(sample, "resolve", lambda path: ModelSource("m", "m", "m"))
-    inputs = Inputs(None, None, {}, folder, {"red_team": folder / "red", "finetune": folder})  # type: ignore[arg-type]
+    folder.mkdir(parents=True)
+    write_rows(folder / "prompts.parquet", Prompt, (_prompt(f"question {i}") for i in range(count)))
+    recipe = Recipe.model_validate({"name": "r", "sample": {"answers": 2, "batch": 50}})
     workspace = Workspace("sample", folder / "s", EventLog(folder / "events.jsonl"), Reporter(quiet=True))
     workspace.begin("key")
     tracemalloc.start()
-    manifest = workspace.finish("key", Written, sample.run(recipe, inputs, workspace), 0.0)
+    rows = read_rows(folder / "prompts.parquet", Prompt)
+    prompts = choose(rows, "train", {"red_team": count}, 0)
+    answers = sample.answers(recipe, prompts, engine, workspace)
+    manifest = workspace.finish("key", Written, StageResult(answers), 0.0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert manifest.rows == 2 * count
@@ -96,11 +93,11 @@ def _peak(folder: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> int:
     return peak
 
 
-def test_memory_does_not_grow_with_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_answers(tmp_path: Path) -> None:
     """Of 2,000 more prompts with two answers each a list of the rows would hold 7 megabytes."""
-    _peak(tmp_path / "warm", 50, monkeypatch)
-    few = _peak(tmp_path / "few", 500, monkeypatch)
-    many = _peak(tmp_path / "many", 2500, monkeypatch)
+    _peak(tmp_path / "warm", 50)
+    few = _peak(tmp_path / "few", 500)
+    many = _peak(tmp_path / "many", 2500)
     assert many - few < 2000 * 600
 
 

@@ -18,7 +18,8 @@ from solon.engines.base import (
     ScoreRequest,
     options_by_score,
 )
-from solon.engines.http_client import Client, RefusedError, UnusableError
+from solon.engines.http_client import Client, UnusableError
+from solon.engines.http_link import RefusedError
 from solon.engines.http_replies import (
     chat_completion,
     echoed,
@@ -148,7 +149,7 @@ class HttpEngine:
         try:
             return self._ask(_CHAT, {**body, "logprobs": True, "top_logprobs": _TOP}, read)
         except RefusedError as error:
-            if error.status == 400 and "logprobs" in error.words:
+            if error.status in (400, 422) and "logprobs" in error.words:
                 raise self._no_logprobs("refuses to give log-probabilities") from error
             raise
 

@@ -1,15 +1,14 @@
 """Sending requests to model servers: side by side, over several endpoints, again where one is busy or fails.
 
-A refusal ends the work at once, with the server's words. The key is read from the environment when a request
-is sent, and stands in no setting, no file and no message.
+A refusal ends the work at once, with the server's words. How a server is reached is `engines.http_link`'s.
 """
 
 import json
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Any, TypeVar
@@ -19,27 +18,20 @@ import httpx2
 from solon.engines.http_budget import Amount, Budget
 from solon.engines.http_cache import ReplyCache
 from solon.engines.http_gate import Gate, StoppedError, Ticket
-from solon.errors import RunError, UsageError
+from solon.engines.http_link import Failed, Link, RefusedError
+from solon.errors import RunError
 from solon.roles import ServerSettings
 
 _ATTEMPTS = 8  # That may fail; being told to wait is no failure.
+_LACKING = 3  # Replies without what was asked for after which it is no accident.
 _PATIENCE_SECONDS = 1800.0  # A request is told to wait for so long at the most.
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 60.0
-_GREETING_SECONDS = 10.0
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 Read = Callable[[dict[str, Any]], Result]
 Pause = Callable[[float], Any]
-
-
-class RefusedError(RunError):
-    """A server says no; asking again would not help. `words` is what it says."""
-
-    def __init__(self, message: str, status: int, words: str) -> None:
-        self.status, self.words = status, words
-        super().__init__(message)
 
 
 class UnusableError(Exception):
@@ -58,15 +50,6 @@ class _Asked:
     body: dict[str, Any]
     read: Callable[[dict[str, Any]], Any]
     most: Amount
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """An attempt that is worth another one. `lost`: the server may have worked and counted."""
-
-    why: str
-    final: RunError | None = None
-    lost: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,24 +86,20 @@ class Client:
         Raises:
             UsageError: no endpoint, or one that is no http address.
         """
-        wrong = [url for url in endpoints if not _is_address(url)]
-        if wrong or not endpoints:
-            what = f"`{wrong[0]}` is no http address" if wrong else "no endpoint is given"
-            raise UsageError(f"{role}.endpoints: {what}. Give addresses such as http://127.0.0.1:8000/v1.")
-        self.role = role
         self.usage = Usage()
-        self._endpoints = [url.rstrip("/") for url in endpoints]
-        self._key_env = key_env
+        self._at_once = settings.concurrency * len(endpoints)
+        self._link = Link(role, endpoints, key_env, settings.timeout, self._at_once)
         self._budget = budget
         self._cache = cache
-        self._at_once = settings.concurrency * len(endpoints)
-        self._gate = Gate(self._endpoints, settings.concurrency)
+        self._gate = Gate(self._link.endpoints, settings.concurrency)
         self._stop = Event()
         self._pause: Pause = pause or self._stop.wait
         self._lock = Lock()
-        self._greeted = False
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=self._at_once)
-        self._client = httpx2.Client(timeout=settings.timeout, limits=limits)
+
+    @property
+    def first(self) -> str:
+        """The first endpoint, to be named in messages."""
+        return self._link.endpoints[0]
 
     def side_by_side(
         self, work: Callable[[Request], Result], requests: Sequence[Request]
@@ -164,14 +143,17 @@ class Client:
             RunError: refused, failed at every attempt, or beyond the budget.
         """
         found: Result
-        if self._cache and (known := self._cache.get(path, body)) is not None:
-            found = _read(read, known)
-            return found
-        self._greet()
+        known = self._cache.get(path, body) if self._cache else None
+        if known is not None:
+            # What an older version kept may lack what is read now; it is then asked again.
+            with suppress(UnusableError):
+                found = _read(read, known)
+                return found
+        self._link.greet()
         turns = body.get("messages") or [None]
         prompt_bytes = len(json.dumps(body, ensure_ascii=False).encode())
         asked = _Asked(path, body, read, self._budget.most(prompt_bytes, len(turns), new_tokens))
-        failures, waited = 0, 0.0
+        failures, lacking, waited = 0, 0, 0.0
         while True:
             outcome = self._attempt(asked)
             if isinstance(outcome, _Busy):
@@ -179,9 +161,10 @@ class Client:
                 waited += max(outcome.wait or 0.0, _FIRST_PAUSE_SECONDS)
                 if waited > _PATIENCE_SECONDS:
                     raise RunError(f"told to wait for more than {_PATIENCE_SECONDS:.0f} s: {outcome.why}.")
-            elif isinstance(outcome, _Failed):
+            elif isinstance(outcome, Failed):
                 failures += 1
-                if failures == _ATTEMPTS:
+                lacking += outcome.final is not None
+                if failures == _ATTEMPTS or lacking == _LACKING:
                     raise outcome.final or RunError(
                         f"no usable answer in {_ATTEMPTS} attempts: {outcome.why}. Check that the server "
                         "is well."
@@ -191,7 +174,7 @@ class Client:
                 [found] = outcome
                 return found
 
-    def _attempt(self, asked: _Asked) -> tuple[Any] | _Failed | _Busy:
+    def _attempt(self, asked: _Asked) -> tuple[Any] | Failed | _Busy:
         """One request to the endpoint that is freest; what it used is counted whatever comes of it."""
         used = Amount()
         try:
@@ -206,59 +189,57 @@ class Client:
         except StoppedError as error:
             raise RunError("stopped, since another request failed.") from error
 
-    def _answer(self, ticket: Ticket, asked: _Asked) -> tuple[tuple[Any] | _Failed | _Busy, Amount]:
+    def _answer(self, ticket: Ticket, asked: _Asked) -> tuple[tuple[Any] | Failed | _Busy, Amount]:
         """What came of a request, and what it used."""
-        outcome: tuple[Any] | _Failed | _Busy
-        response, used = self._send(f"{ticket.lane.url}{asked.path}", asked.body), asked.most
-        if isinstance(response, _Failed):
-            outcome = response
-        elif response.status_code != 200:
-            outcome = self._turned_down(ticket, asked.path, response)
-        else:
-            outcome, used = self._understood(f"{ticket.lane.url}{asked.path}", response, asked)
+        try:
+            outcome, used = self._outcome(ticket.lane.url, asked)
+        except BaseException:
+            self._gate.failed(ticket)
+            raise
         if isinstance(outcome, _Busy):
             self._gate.busy(ticket, _pause_seconds(1) if outcome.wait is None else outcome.wait)
-        elif isinstance(outcome, _Failed):
+        elif isinstance(outcome, Failed):
             self._gate.failed(ticket)
         else:
             self._gate.answered(ticket)
-        spent = isinstance(outcome, tuple) or (isinstance(outcome, _Failed) and outcome.lost)
+        spent = isinstance(outcome, tuple) or (isinstance(outcome, Failed) and outcome.lost)
         return outcome, used if spent else Amount()
 
-    def _send(self, url: str, body: dict[str, Any]) -> httpx2.Response | _Failed:
-        try:
-            return self._client.post(url, json=body, headers=self._headers())
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            return _Failed(_say(url, error), lost=False)
-        except httpx2.RequestError as error:
-            return _Failed(_say(url, error))
+    def _outcome(self, endpoint: str, asked: _Asked) -> tuple[tuple[Any] | Failed | _Busy, Amount]:
+        """Send it and look at what comes. Raises RefusedError: the server says no."""
+        url = f"{endpoint}{asked.path}"
+        response = self._link.send(url, asked.body)
+        if isinstance(response, Failed):
+            return response, asked.most
+        if response.status_code != 200:
+            return self._turned_down(endpoint, url, response), asked.most
+        return self._understood(url, response, asked)
 
-    def _turned_down(self, ticket: Ticket, path: str, response: httpx2.Response) -> _Failed | _Busy:
-        url, status = f"{ticket.lane.url}{path}", response.status_code
-        words = self._without_key(response.text)
+    def _turned_down(self, endpoint: str, url: str, response: httpx2.Response) -> Failed | _Busy:
+        status = response.status_code
+        words = self._link.without_key(response.text)
         said = f"{url}: status {status}: {' '.join(words.split())[:200]}"
         if status == 429 or (status == 503 and "retry-after" in response.headers):
             return _Busy(said, _retry_after(response))
         if status >= 500:
-            return _Failed(said, lost=False)
-        self._gate.failed(ticket)
-        raise RefusedError(f"refused, {said}. {self._fix(ticket, status, words)}", status, words)
+            return Failed(said, lost=False)
+        raise RefusedError(f"refused, {said}. {self._link.fix(endpoint, status, words)}", status, words)
 
     def _understood(
         self, url: str, response: httpx2.Response, asked: _Asked
-    ) -> tuple[tuple[Any] | _Failed, Amount]:
+    ) -> tuple[tuple[Any] | Failed, Amount]:
         """The result and what it used; a reply that cannot be read counts as all that it might have used."""
         try:
             reply = response.json()
         except ValueError:
             reply = None
         if not isinstance(reply, dict):
-            return _Failed(f"{url}: the answer is no JSON object"), asked.most
+            return Failed(f"{url}: the answer is no JSON object"), asked.most
         used = self._count(reply, asked.most)
         try:
             found = _read(asked.read, reply)
         except UnusableError as error:
-            return _Failed(f"{url}: {error}", error.final), used
+            return Failed(f"{url}: {error}", error.final), used
         if self._cache:
             self._cache.put(asked.path, asked.body, reply)
         return (found,), used
@@ -274,77 +255,6 @@ class Client:
             self.usage.written += written
         return self._budget.amount(read, written)
 
-    def _greet(self) -> None:
-        """Once, before the first request: does anything answer at all? Not worth eight attempts to find out.
-
-        Raises:
-            RunError: nothing answers at any endpoint.
-        """
-        with self._lock:
-            if self._greeted:
-                return
-            failed = [why for url in self._endpoints if isinstance(why := self._served(url), str)]
-            if len(failed) == len(self._endpoints):
-                raise RunError(
-                    f"{failed[0]}: no server answers there. Start it, or correct {self.role}.endpoints."
-                )
-            self._greeted = True
-
-    def _served(self, url: str) -> list[str] | str:
-        """The models that an endpoint lists, none where it does not; else why it cannot be reached."""
-        try:
-            response = self._client.get(f"{url}/models", headers=self._headers(), timeout=_GREETING_SECONDS)
-        except httpx2.RequestError as error:
-            return _say(url, error)
-        try:
-            return [str(model["id"]) for model in response.json()["data"]]
-        except (ValueError, LookupError, TypeError):
-            return []
-
-    @property
-    def first(self) -> str:
-        """The first endpoint, to be named in messages."""
-        return self._endpoints[0]
-
-    def models(self) -> list[str]:
-        """The models that the first endpoint to answer lists.
-
-        Raises:
-            RunError: nothing answers at any endpoint.
-        """
-        self._greet()
-        found = [self._served(url) for url in self._endpoints]
-        return next((models for models in found if isinstance(models, list)), [])
-
-    def _fix(self, ticket: Ticket, status: int, words: str) -> str:
-        """What to do about a refusal, as far as its words tell."""
-        lower = words.lower()
-        if status in (401, 403):
-            return f"Check the key in {self._key_env}."
-        if "context" in lower or "maximum" in lower or "too long" in lower:
-            return (
-                "The text and its new tokens do not fit the server's context: shorten it, lower max_tokens."
-            )
-        served = self._served(ticket.lane.url) if status == 404 or "model" in lower else []
-        if isinstance(served, list) and served:
-            return f"Check {self.role}.model: the server has {', '.join(served[:5])}."
-        return f"Check {self.role}.model and what the server can do."
-
-    def _headers(self) -> dict[str, str]:
-        key = self._key()
-        return {"Authorization": f"Bearer {key}"} if key else {}
-
-    def _without_key(self, text: str) -> str:
-        """A server may echo what it was sent: the key must not come back in a message."""
-        key = self._key()
-        return text.replace(key, "…") if key else text
-
-    def _key(self) -> str:
-        key = os.environ.get(self._key_env, "").strip()
-        if not (key.isascii() and (key.isprintable() or not key)):
-            raise UsageError(f"the key in {self._key_env} holds characters that no key has. Set it anew.")
-        return key
-
 
 def _read(read: Read[Result], reply: dict[str, Any]) -> Result:
     """Surprises about a reply's form are told as such."""
@@ -354,21 +264,9 @@ def _read(read: Read[Result], reply: dict[str, Any]) -> Result:
         raise UnusableError(f"the answer has an unknown form ({type(error).__name__}: {error})") from error
 
 
-def _say(url: str, error: Exception) -> str:
-    return f"{url}: {type(error).__name__} {error}".strip()
-
-
 def _count_of(usage: dict[str, Any], name: str) -> int:
     found = usage.get(name)
     return found if isinstance(found, int) and found >= 0 else 0
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:
-        return False
-    return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

@@ -3,21 +3,28 @@
 from collections.abc import Sequence
 
 from solon.digest import seed_from
-from solon.engines.base import GenerateRequest, completions
+from solon.engines.base import Engine, GenerateRequest, completions
 from solon.models import resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Written
 from solon.stages.common import asks, choose, engine_for, in_batches, written
-from solon.store import StageResult, Workspace
+from solon.store import Journalled, StageResult, Workspace
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     settings = recipe.sample
-    prompts = inputs.rows("red_team", Prompt)
     counts: dict[PromptKind, int] = {"red_team": settings.prompts, "helpful": settings.helpful}
-    chosen = choose(prompts, "train", counts, recipe.seed)
+    prompts = choose(inputs.rows("red_team", Prompt), "train", counts, recipe.seed)
     engine = engine_for(recipe, resolve(str(inputs.folders["finetune"] / "model")))
+    return StageResult(answers(recipe, prompts, engine, workspace))
+
+
+def answers(
+    recipe: Recipe, prompts: Sequence[Prompt], engine: Engine, workspace: Workspace
+) -> Journalled[Written]:
+    """Several answers to each prompt; all of them, on the disk."""
+    settings = recipe.sample
 
     def work(batch: Sequence[Prompt]) -> tuple[list[Written], int]:
         asked = [(prompt, number) for prompt in batch for number in range(settings.answers)]
@@ -39,5 +46,4 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
         ]
         return rows, sum(row.tokens for row in rows)
 
-    rows = workspace.batches(in_batches(chosen, settings.batch), Written, work, "prompts")
-    return StageResult(rows)
+    return workspace.batches(in_batches(prompts, settings.batch), Written, work, "prompts")

@@ -1,0 +1,144 @@
+"""The way to one role's servers: addresses, the key, and what their refusals mean.
+
+The key is read from the environment when a request is sent, and stands in no setting, no file and no message.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import httpx2
+
+from solon.errors import RunError, UsageError
+
+_GREETING_SECONDS = 10.0
+
+
+class RefusedError(RunError):
+    """A server says no; asking again would not help. `words` is what it says."""
+
+    def __init__(self, message: str, status: int, words: str) -> None:
+        self.status, self.words = status, words
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An attempt that is worth another one. `lost`: the server may have worked and counted."""
+
+    why: str
+    final: RunError | None = None
+    lost: bool = True
+
+
+class Link:
+    """Used by many threads at once. `timeout` is in seconds a request."""
+
+    def __init__(
+        self, role: str, endpoints: Sequence[str], key_env: str, timeout: float, connections: int
+    ) -> None:
+        """Nothing is asked yet. `connections` are kept open between requests.
+
+        Raises:
+            UsageError: no endpoint, or one that is no http address.
+        """
+        wrong = [url for url in endpoints if not _is_address(url)]
+        if wrong or not endpoints:
+            what = f"`{wrong[0]}` is no http address" if wrong else "no endpoint is given"
+            raise UsageError(f"{role}.endpoints: {what}. Give addresses such as http://127.0.0.1:8000/v1.")
+        self.endpoints = [url.rstrip("/") for url in endpoints]
+        self._role = role
+        self._key_env = key_env
+        self._lock = Lock()
+        self._greeted = False
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=connections)
+        self._client = httpx2.Client(timeout=timeout, limits=limits)
+
+    def send(self, url: str, body: dict[str, Any]) -> httpx2.Response | Failed:
+        """The response, whatever its status, or why there is none."""
+        try:
+            return self._client.post(url, json=body, headers=self._headers())
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            return Failed(_say(url, error), lost=False)
+        except httpx2.RequestError as error:
+            return Failed(_say(url, error))
+
+    def greet(self) -> None:
+        """Once, before the first request: does anything answer at all? Not worth eight attempts to find out.
+
+        Raises:
+            RunError: nothing answers at any endpoint.
+        """
+        with self._lock:
+            if self._greeted:
+                return
+            failed = [why for url in self.endpoints if isinstance(why := self._served(url), str)]
+            if len(failed) == len(self.endpoints):
+                raise RunError(
+                    f"{failed[0]}: no server answers there. Start it, or correct {self._role}.endpoints."
+                )
+            self._greeted = True
+
+    def _served(self, url: str) -> list[str] | str:
+        """The models that an endpoint lists, none where it does not; else why it cannot be reached."""
+        try:
+            response = self._client.get(f"{url}/models", headers=self._headers(), timeout=_GREETING_SECONDS)
+        except httpx2.RequestError as error:
+            return _say(url, error)
+        try:
+            return [str(model["id"]) for model in response.json()["data"]]
+        except (ValueError, LookupError, TypeError):
+            return []
+
+    def models(self) -> list[str]:
+        """The models that the first endpoint to answer lists.
+
+        Raises:
+            RunError: nothing answers at any endpoint.
+        """
+        self.greet()
+        found = [self._served(url) for url in self.endpoints]
+        return next((models for models in found if isinstance(models, list)), [])
+
+    def fix(self, endpoint: str, status: int, words: str) -> str:
+        """What to do about a refusal, as far as its words tell."""
+        lower = words.lower()
+        if status in (401, 403):
+            return f"Check the key in {self._key_env}."
+        if "context" in lower or "maximum" in lower or "too long" in lower:
+            return (
+                "The text and its new tokens do not fit the server's context: shorten it, lower max_tokens."
+            )
+        served = self._served(endpoint) if status == 404 or "model" in lower else []
+        if isinstance(served, list) and served:
+            return f"Check {self._role}.model: the server has {', '.join(served[:5])}."
+        return f"Check {self._role}.model and what the server can do."
+
+    def _headers(self) -> dict[str, str]:
+        key = self._key()
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def without_key(self, text: str) -> str:
+        """A server may echo what it was sent: the key must not come back in a message."""
+        key = self._key()
+        return text.replace(key, "…") if key else text
+
+    def _key(self) -> str:
+        key = os.environ.get(self._key_env, "").strip()
+        if not (key.isascii() and (key.isprintable() or not key)):
+            raise UsageError(f"the key in {self._key_env} holds characters that no key has. Set it anew.")
+        return key
+
+
+def _say(url: str, error: Exception) -> str:
+    return f"{url}: {type(error).__name__} {error}".strip()
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
