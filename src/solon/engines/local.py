@@ -31,12 +31,13 @@ from solon.engines.prefix import common_start
 from solon.engines.reader import Reader
 from solon.engines.sampling import Chooser
 from solon.engines.shared_start import WORTH, keeps_apart
-from solon.engines.turns import TextRow, Turns
+from solon.engines.turns import Turns
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, load_model, load_tokenizer
 from solon.records import Finish
 from solon.settings import Sampling
 from solon.training.batching import budget_batches
+from solon.training.encoding import Encoded
 
 _CACHED = 4  # Cached tokens, keys and values alone, that weigh as much as one that is being computed.
 
@@ -145,8 +146,7 @@ class LocalEngine:
         Raises:
             RunError: the tokenizer writes two options with the same tokens; else as in `score`.
         """
-        for options in dict.fromkeys(request.options for request in requests):
-            self._turns.check_options(options)
+        self._turns.check_options(requests)
         return options_by_score(self, requests)
 
     def hidden_features(
@@ -170,7 +170,7 @@ class LocalEngine:
         """Tokens of the conversation up to the assistant's header."""
         return len(self._turns.ids(conversation))
 
-    def _rows(self, requests: Sequence[ScoreRequest]) -> list[TextRow]:
+    def _rows(self, requests: Sequence[ScoreRequest]) -> list[Encoded]:
         rows = [self._turns.row(request) for request in requests]
         self.tokens_read += sum(len(row.ids) for row in rows)
         return rows

@@ -17,8 +17,8 @@ from torch import Tensor
 from solon.engines.base import START_TOKENS, Pooling
 from solon.engines.hooks import before_head, blocks, hidden_at, plain_head, shares_starts
 from solon.engines.trees import TREE_TOKENS, Packed, Tree, common_start, pack, plant
-from solon.engines.turns import TextRow
 from solon.training.batching import budget_batches
+from solon.training.encoding import Encoded
 
 _HEAD_ROWS = 512  # Rows of logits that are float32 at once.
 
@@ -32,14 +32,14 @@ class Reader:
         self._budget = batch_tokens
 
     @torch.inference_mode()
-    def logprobs(self, rows: Sequence[TextRow]) -> Iterator[tuple[int, Tensor]]:
+    def logprobs(self, rows: Sequence[Encoded]) -> Iterator[tuple[int, Tensor]]:
         """The place of every row, and the log-probabilities of its answer tokens, float32 on the CPU."""
         for trees, packed in self._batches(rows):
             for tree, logp_rows in zip(trees, self._tree_logprobs(rows, trees, packed), strict=True):
                 yield from zip(tree.rows, logp_rows, strict=True)
 
     def _tree_logprobs(
-        self, rows: Sequence[TextRow], trees: Sequence[Tree], packed: Packed
+        self, rows: Sequence[Encoded], trees: Sequence[Tree], packed: Packed
     ) -> Iterator[list[Tensor]]:
         """The head is applied once to every node that an answer token follows."""
         asked = [
@@ -62,7 +62,7 @@ class Reader:
 
     @torch.inference_mode()
     def features(
-        self, rows: Sequence[TextRow], layers: Sequence[float], poolings: Sequence[Pooling]
+        self, rows: Sequence[Encoded], layers: Sequence[float], poolings: Sequence[Pooling]
     ) -> NDArray[np.float32]:
         """Pooled hidden states of every row's answer, [rows, L, P, D]."""
         config = self._model.config.get_text_config()
@@ -78,7 +78,7 @@ class Reader:
                     found[i] = torch.stack([_pool(answer_LTD, p) for p in poolings], 1).cpu().numpy()
         return found
 
-    def _batches(self, rows: Sequence[TextRow]) -> Iterator[tuple[list[Tree], Packed]]:
+    def _batches(self, rows: Sequence[Encoded]) -> Iterator[tuple[list[Tree], Packed]]:
         most = min(TREE_TOKENS, self._budget)
         trees = plant([row.ids for row in rows], most, shares_starts(self._model))
         for batch in budget_batches([len(tree.ids) for tree in trees], self._budget):

@@ -6,20 +6,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from solon.engines.base import Conversation, ScoreRequest
+from solon.engines.base import Conversation, OptionRequest, ScoreRequest
 from solon.errors import RunError, UsageError
-
-
-@dataclass(frozen=True)
-class TextRow:
-    """A prompt and the answer that is read, as token ids; neither is empty."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        return self.prompt + self.answer
+from solon.training.encoding import Encoded
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ class Turns:
             )
         return ids
 
-    def row(self, request: ScoreRequest) -> TextRow:
+    def row(self, request: ScoreRequest) -> Encoded:
         """A text that is to be scored.
 
         Raises:
@@ -68,19 +57,20 @@ class Turns:
                 f"an empty continuation of “{_first_words(request.conversation)}” cannot be scored. "
                 "Leave empty texts out."
             )
-        return TextRow(self.prompt(request.conversation, len(answer)), answer)
+        return Encoded(self.prompt(request.conversation, len(answer)), answer)
 
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def check_options(self, options: Sequence[str]) -> None:
-        """Raises RunError: the tokenizer writes two options with the same tokens."""
-        written = {tuple(self.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options}
-        if len(written) < len(options):
-            raise RunError(
-                f"{self.name} cannot tell the options {' '.join(options)} apart: its tokenizer writes them "
-                "with the same tokens. Use a judge without options: linear_probe or likelihood."
-            )
+    def check_options(self, requests: Sequence[OptionRequest]) -> None:
+        """Raises RunError: the tokenizer writes two options of a request with the same tokens."""
+        for options in dict.fromkeys(request.options for request in requests):
+            written = {tuple(self.tokenizer(o, add_special_tokens=False)["input_ids"]) for o in options}
+            if len(written) < len(options):
+                raise RunError(
+                    f"{self.name} cannot tell the options {' '.join(options)} apart: its tokenizer writes "
+                    "them with the same tokens. Use a judge without options: linear_probe or likelihood."
+                )
 
 
 def _first_words(conversation: Conversation) -> str:

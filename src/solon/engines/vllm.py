@@ -82,8 +82,7 @@ class VllmEngine:
         Raises:
             RunError: the tokenizer writes two options with the same tokens; else as in `score`.
         """
-        for options in dict.fromkeys(request.options for request in requests):
-            self._turns.check_options(options)
+        self._turns.check_options(requests)
         return options_by_score(self, requests)
 
     def _portions(
