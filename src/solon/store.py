@@ -154,7 +154,7 @@ class Journal:
             self._read()
 
     def append(self, batch: Batch) -> None:
-        line = _line(batch)
+        line = (json.dumps(batch.__dict__, ensure_ascii=False) + "\n").encode()
         with self._path.open("ab") as file:
             start = file.tell()
             file.write(line)
@@ -164,20 +164,24 @@ class Journal:
 
     def rows(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         """The rows of these batches, a batch in memory at a time."""
-        with self._path.open("rb") as file:
-            for name in names:
-                entry = self.batches[name]
-                file.seek(entry.start)
-                yield from json.loads(file.read(entry.length))["rows"]
+        entries = [self.batches[name] for name in names]
+        for line in self._lines(entries):
+            yield from json.loads(line)["rows"]
 
     def keep(self, names: Sequence[str]) -> None:
         """Forget all batches but these: what came after a training checkpoint is done again."""
-        kept = [
-            self._path.read_bytes()[e.start : e.start + e.length] for n in names if (e := self.batches.get(n))
-        ]
-        write_atomically(self._path, b"".join(kept).decode())
+        kept = [self.batches[name] for name in names if name in self.batches]
+        write_atomically(self._path, b"".join(self._lines(kept)).decode())
         self.batches = {}
         self._read()
+
+    def _lines(self, entries: Sequence[Entry]) -> Iterator[bytes]:
+        if not entries:
+            return  # There may be no file yet
+        with self._path.open("rb") as file:
+            for entry in entries:
+                file.seek(entry.start)
+                yield file.read(entry.length)
 
     def _read(self) -> None:
         start = 0
@@ -198,10 +202,6 @@ class Journal:
             return _BATCH.validate_python(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise _damaged(f"{self._path}:{number}: this line", self._path.parent) from error
-
-
-def _line(batch: Batch) -> bytes:
-    return (json.dumps(batch.__dict__, ensure_ascii=False) + "\n").encode()
 
 
 class Journalled(Generic[R]):

@@ -39,7 +39,7 @@ class StepLog:
         """The steps done so far."""
         journal = self._workspace.journal
         own = [name for name in journal.batches if self._own(name)]
-        return [Step.model_validate(row) for row in journal.rows(own)] if own else []
+        return [Step.model_validate(row) for row in journal.rows(own)]
 
     def _batch(self, step: int) -> str:
         return f"{self._name}-{step:06d}" if self._name else f"{step:06d}"
