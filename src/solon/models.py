@@ -27,7 +27,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 # For base models. An answer starts on a new line, so that it is tokenised as it is without its prompt.
-_TRANSCRIPT = (
+TRANSCRIPT = (
     "{{ bos_token or '' }}{% for message in messages %}"
     "{{ {'user': 'User:\n', 'assistant': 'Assistant:\n'}.get(message['role'], '') }}{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\n\n' }}"
@@ -274,7 +274,7 @@ def load_tokenizer(source: ModelSource) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
         _log.warning("%s has no chat template: a plain User/Assistant transcript is used", source.name)
-        tokenizer.chat_template = _TRANSCRIPT
+        tokenizer.chat_template = TRANSCRIPT
     return tokenizer
 
 

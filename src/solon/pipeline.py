@@ -87,16 +87,13 @@ class Run:
         if fetch and recipe.model == embedded.NAME and not embedded.fetched():
             reporter.say(f"Fetching the embedded model {embedded.TITLE} (98 MB, once).")
         self._base = resolve(recipe.model, fetch)
-        self._models = {name: self._role_source(name, fetch) for name in get_args(RoleName)}
+        self._models = _role_sources(recipe, self._base, fetch)
         prompt_paths(recipe, beside)
         check_paths(recipe, beside)
         shaping_path(recipe, beside)
         _check_fit(recipe, self.constitution)
         _check_alone(recipe, self.process)
         _check_owner(folder, recipe)
-
-    def _role_source(self, name: RoleName, fetch: bool) -> ModelSource:
-        return role_source(name, self.recipe.role(name), self.recipe.model, fetch)
 
     def plan(self, until: str | None = None) -> list[Planned]:
         """What would run and what would be reused, decided without running anything."""
@@ -235,6 +232,19 @@ def _stages(until: str | None) -> tuple[Stage, ...]:
         names = ", ".join(stage.name for stage in STAGES)
         raise UsageError(f"--until {until}: there is no such stage. The stages are: {names}.")
     return STAGES[: BY_NAME[until].number]
+
+
+def _role_sources(recipe: Recipe, base: ModelSource, fetch: bool) -> dict[RoleName, ModelSource]:
+    """The model of every role. Each is looked up once: that reads parts of its weights, or asks a server."""
+    known: dict[tuple[tuple[str, ...], str], ModelSource] = {((), recipe.model): base}
+    found: dict[RoleName, ModelSource] = {}
+    for name in get_args(RoleName):
+        role = recipe.role(name)
+        asked = (role.endpoints, role.model or ("" if role.endpoints else recipe.model))
+        if asked not in known:
+            known[asked] = role_source(name, role, recipe.model, fetch)
+        found[name] = known[asked]
+    return found
 
 
 def _constitution_path(recipe: Recipe, beside: Path) -> Path | str:

@@ -122,8 +122,9 @@ _WORDING_OF: Mapping[JudgeKind, tuple[str, ...]] = {
 _WHERE = frozenset({"endpoints", "api_key_env", "http"})
 
 
-def _role_part(role: Role) -> Any:
-    return [role.model_dump(exclude=set(_WHERE)), role.http.interface]
+def _role_part(role: Role, *other: str) -> list[Any]:
+    """The settings of a role, without these others."""
+    return [role.model_dump(exclude={*other, *_WHERE}), role.http.interface]
 
 
 def judge_part(settings: JudgeSettings, constitution: Constitution, purpose: Purpose) -> Any:
@@ -131,8 +132,7 @@ def judge_part(settings: JudgeSettings, constitution: Constitution, purpose: Pur
     fields = sorted({field for kind in settings.all_kinds for field in _WORDING_OF[kind]})
     comparisons = [c.model_dump() for c in constitution.comparisons(purpose)]
     return [
-        settings.model_dump(exclude={"allow_weak", *_WHERE}),
-        settings.http.interface,
+        *_role_part(settings, "allow_weak"),
         comparisons,
         _wordings(constitution.of(purpose), *fields),
     ]

@@ -75,7 +75,7 @@ def test_logits_are_those_of_a_plain_forward(tiny_engine: LocalEngine) -> None:
 
     model = tiny_engine.model
     with start_apart(model):
-        batch, logits_BV = _begin(model, ROWS, 2, 4)
+        batch, logits_BV = _begin(model, ROWS, 2, 4, apart=True)
         assert batch._kept == 37
         assert batch.start_is_read
         again_BV = batch.forward(torch.tensor([5, 6, 7, 8]))

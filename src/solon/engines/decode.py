@@ -85,7 +85,7 @@ class _Batch:
     def _prompt_mask(self, start: int, width: int) -> Tensor | None:
         seen_BT = self._seen_BT[:, :width]
         if self._kept:
-            return own_mask(seen_BT[:, self._kept :], self._model.dtype)[:, :, start - self._kept :]
+            return own_mask(seen_BT[:, self._kept :], self._model.dtype, start - self._kept)
         return None if self._whole and not start else seen_BT.long()
 
     def forward(self, tokens_B: Tensor) -> Tensor:
@@ -131,14 +131,17 @@ def decode(
 def _decode(
     model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int], most: int, choose: Choose
 ) -> list[Decoded]:
-    with start_apart(model) if keeps_apart(model) else nullcontext():
-        batch, logits_BV = _begin(model, prompts, ends[0], most)
+    apart = keeps_apart(model)
+    with start_apart(model) if apart else nullcontext():
+        batch, logits_BV = _begin(model, prompts, ends[0], most, apart)
         return _go_on(batch, logits_BV, len(prompts), ends, most, choose)
 
 
-def _begin(model: Any, prompts: Sequence[tuple[int, ...]], pad: int, most: int) -> tuple[_Batch, Tensor]:
+def _begin(
+    model: Any, prompts: Sequence[tuple[int, ...]], pad: int, most: int, apart: bool
+) -> tuple[_Batch, Tensor]:
     """The batch after its prompts, and the logits of the first new tokens."""
-    batch = _Batch(model, prefill(model, prompts, pad, most, keeps_apart(model)), most)
+    batch = _Batch(model, prefill(model, prompts, pad, most, apart), most)
     logits_BV = batch.prefill()
     if not batch.start_is_read:
         # A model that changes cached keys before its attention sees them: every row has the start itself.

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from jinja2 import Template
+
 from solon.engines.base import (
     Completion,
     Conversation,
@@ -29,6 +31,7 @@ from solon.engines.http_replies import (
 )
 from solon.engines.option_reading import read_options
 from solon.errors import LogprobsUnavailableError, RunError
+from solon.models import TRANSCRIPT
 from solon.roles import ServerSettings
 from solon.settings import Sampling
 
@@ -36,7 +39,7 @@ _TOP = 20  # The most that OpenAI's interface allows; vLLM's default limit as we
 _OPTION_TOKENS = 4  # "(A)" is two or three tokens in the vocabularies in use.
 _REPLY_ONLY = "Reply with {options} and nothing else."
 _CHAT, _TEXT = "/chat/completions", "/completions"
-_SPEAKERS = {"user": "User:\n", "assistant": "Assistant:\n"}
+_TRANSCRIPT = Template(TRANSCRIPT)
 _NEXT_QUESTION = "\n\nUser:"
 
 Result = TypeVar("Result")
@@ -205,9 +208,9 @@ class HttpEngine:
 
 
 def transcript(conversation: Conversation) -> str:
-    """The conversation as a plain text that a base model goes on with: who speaks, and a new line."""
-    turns = [f"{_SPEAKERS.get(m.role, '')}{m.content}\n\n" for m in conversation]
-    return "".join(turns) + _SPEAKERS["assistant"]
+    """The conversation as a plain text that a base model goes on with, without the model's special tokens."""
+    turns = _turns(conversation)
+    return str(_TRANSCRIPT.render(messages=turns, add_generation_prompt=True, eos_token=""))
 
 
 def _offered(told: Result | None, otherwise: RunError) -> Result:

@@ -7,9 +7,8 @@ whole, since the server may have counted it.
 """
 
 from dataclasses import dataclass
-from threading import Condition
 
-from solon.engines.http_gate import StoppedError
+from solon.engines.http_gate import Stoppable, StoppedError
 from solon.errors import RunError
 from solon.roles import ServerSettings
 
@@ -31,30 +30,19 @@ class Amount:
         return Amount(self.tokens - other.tokens, self.cost - other.cost)
 
 
-class Budget:
+class Budget(Stoppable):
     """Shared by all threads that send requests for a role."""
 
     def __init__(self, settings: ServerSettings, role: str) -> None:
+        super().__init__()
         self._settings = settings
         self._role = role
         self._spent = Amount()
         self._aside = Amount()
-        self._waiting = Condition()
-        self._in_flight = 0
-        self._stopped = False
 
     @property
     def spent(self) -> Amount:
         return self._spent
-
-    def open(self) -> None:
-        with self._waiting:
-            self._stopped = False
-
-    def stop(self) -> None:
-        with self._waiting:
-            self._stopped = True
-            self._waiting.notify_all()
 
     def most(self, prompt_bytes: int, turns: int, new_tokens: int) -> Amount:
         """The most that a request can use."""
@@ -71,23 +59,21 @@ class Budget:
             RunError: it is not left, and nothing is in flight that could come back.
             StoppedError: `stop` was called while waiting.
         """
-        with self._waiting:
+        with self._changed:
             while not self._fits(self._spent + self._aside + most):
                 if self._stopped:
                     raise StoppedError
-                if not self._in_flight:
+                if not self._aside.tokens:
                     raise self._used_up(most)
-                self._waiting.wait()
+                self._changed.wait()
             self._aside += most
-            self._in_flight += 1
 
     def settle(self, aside: Amount, used: Amount) -> None:
         """What was set aside is replaced by what was used."""
-        with self._waiting:
+        with self._changed:
             self._aside -= aside
             self._spent += used
-            self._in_flight -= 1
-            self._waiting.notify_all()
+            self._changed.notify_all()
 
     def _fits(self, sum_: Amount) -> bool:
         tokens, cost = self._settings.max_tokens, self._settings.max_spending

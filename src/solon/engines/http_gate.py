@@ -18,6 +18,24 @@ class StoppedError(Exception):
     """The work was stopped while a request waited."""
 
 
+class Stoppable:
+    """Something that threads wait for, until it changes or all work is stopped."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._stopped = False
+
+    def open(self) -> None:
+        with self._changed:
+            self._stopped = False
+
+    def stop(self) -> None:
+        """Whoever waits is told, and so is whoever comes."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
 @dataclass
 class Lane:
     """One endpoint: how many requests may be and are in flight, and until when it wants none."""
@@ -38,27 +56,16 @@ class Ticket:
     sent_at: float
 
 
-class Gate:
+class Gate(Stoppable):
     """Shared by all threads that send requests."""
 
     def __init__(
         self, endpoints: Sequence[str], most: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        super().__init__()
         self.lanes = [Lane(url, float(most)) for url in endpoints]
         self._most = float(most)
         self._clock = clock
-        self._changed = Condition()
-        self._stopped = False
-
-    def open(self) -> None:
-        with self._changed:
-            self._stopped = False
-
-    def stop(self) -> None:
-        """Nobody enters any more."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
 
     def enter(self) -> Ticket:
         """Wait until an endpoint takes a further request. Raises StoppedError after `stop`."""

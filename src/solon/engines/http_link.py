@@ -74,11 +74,7 @@ class Link:
         with self._lock:
             if self._greeted:
                 return
-            failed = [why for url in self.endpoints if isinstance(why := self._served(url), str)]
-            if len(failed) == len(self.endpoints):
-                raise RunError(
-                    f"{failed[0]}: no server answers there. Start it, or correct {self._role}.endpoints."
-                )
+            self.models()
             self._greeted = True
 
     def _served(self, url: str) -> list[str] | str:
@@ -98,9 +94,13 @@ class Link:
         Raises:
             RunError: nothing answers at any endpoint.
         """
-        self.greet()
-        found = [self._served(url) for url in self.endpoints]
-        return next((models for models in found if isinstance(models, list)), [])
+        failed = []
+        for url in self.endpoints:
+            found = self._served(url)
+            if isinstance(found, list):
+                return found
+            failed.append(found)
+        raise RunError(f"{failed[0]}: no server answers there. Start it, or correct {self._role}.endpoints.")
 
     def fix(self, endpoint: str, status: int, words: str) -> str:
         """What to do about a refusal, as far as its words tell."""

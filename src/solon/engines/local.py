@@ -96,6 +96,7 @@ class LocalEngine:
             lengths = [_weight(len(p.ids) - kept, sampling.max_tokens) for p in prompts]
             for batch in budget_batches(lengths, self._batch_tokens):
                 chosen = [prompts[i] for i in batch]
+                # Not around the yield: the caller may train the model before it takes the next.
                 with packed(self.model, sampling.max_tokens):
                     completions = self._generate(chosen, sampling)
                 yield from completions

@@ -91,7 +91,7 @@ def extend(model: Any, cache: DynamicCache, ids_BT: Tensor, mask_BT: Tensor, kep
     if start >= ids_BT.shape[1]:
         return
     positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
-    seen = own_mask(mask_BT[:, kept:].bool(), model.dtype)[:, :, start - kept :] if kept else mask_BT
+    seen = own_mask(mask_BT[:, kept:].bool(), model.dtype, start - kept) if kept else mask_BT
     model.base_model(
         input_ids=ids_BT[:, start:].to(model.device),
         attention_mask=seen.to(model.device),

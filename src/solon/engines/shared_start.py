@@ -122,15 +122,17 @@ def start_apart(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def own_mask(mask_BC: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, C, C] of a causal pass over own columns; `mask_BC` is true where a token is real.
+def own_mask(mask_BC: Tensor, dtype: torch.dtype, first: int = 0) -> Tensor:
+    """Additive mask [B, 1, T, C] of a causal pass over own columns; `mask_BC` is true where a token is real.
+
+    The queries are the columns from `first` on.
 
     Padding sees itself, so that nothing is 0 / 0.
     """
     width = mask_BC.shape[1]
     seen_BCC = mask_BC[:, None, :] & torch.ones(width, width, dtype=torch.bool, device=mask_BC.device).tril()
     seen_BCC |= torch.eye(width, dtype=torch.bool, device=mask_BC.device)
-    return additive(seen_BCC, dtype).unsqueeze(1)
+    return additive(seen_BCC[:, first:], dtype).unsqueeze(1)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from solon.engines.prefix import extend
+from solon.engines.shared_start import additive
 
 # Attention within a packed row is quadratic, so a tree may only be as wide as what it saves is worth: rows of
 # a few dozen tokens share little, sixteen questions about one pair of answers nearly all.
@@ -148,9 +149,7 @@ def _mask(trees: Sequence[Tree], start: int, width: int, model: Any) -> Tensor:
         count = len(tree.ids) - start
         seen_BTT[row, :count, :count] = tree.sees()[start:, start:]
     seen_BTC = torch.nn.functional.pad(seen_BTT, (start, 0), value=True)
-    mask = torch.zeros(seen_BTC.shape, dtype=model.dtype)
-    mask.masked_fill_(~seen_BTC, torch.finfo(model.dtype).min)
-    return mask.unsqueeze(1).to(model.device)
+    return additive(seen_BTC, model.dtype).unsqueeze(1).to(model.device)
 
 
 def _cached(model: Any, trees: Sequence[Tree], start: int) -> DynamicCache:

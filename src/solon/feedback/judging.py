@@ -106,7 +106,7 @@ def asked_of(
             f"the constitution {constitution.name} has no worked comparison for {purpose} principles. "
             "Write some under demonstrations.comparisons."
         )
-    return Asked(settings.kinds[0], settings, constitution, purposes[purpose])
+    return Asked(settings.kind[0], settings, constitution, purposes[purpose])
 
 
 def at_endpoints(endpoints: Sequence[str]) -> tuple[str, ...]:

@@ -60,8 +60,9 @@ def _answers(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Writt
     """Greedy answers of all models, in planned batches of one model each."""
     settings = recipe.evaluate
     prompts = inputs.rows("red_team", Prompt)
-    counts: dict[PromptKind, int] = {"red_team": settings.prompts, "helpful": settings.helpful}
-    chosen = choose(prompts, "heldout", counts, recipe.seed)
+    chosen = choose(
+        prompts, "heldout", {"red_team": settings.prompts, "helpful": settings.helpful}, recipe.seed
+    )
     sources = {
         "base": inputs.base,
         "sl": resolve(str(inputs.folders["finetune"] / "model")),

@@ -22,7 +22,7 @@ from solon.feedback.base import Judge, Question, mean_win
 from solon.filters import clean, reject_revision
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
-from solon.records import Prompt, PromptKind, TextKind, Written
+from solon.records import Prompt, TextKind, Written
 from solon.stages.common import asks, choose, engine_for, in_batches, picked_judge, role_engine, written
 from solon.store import StageResult, Workspace
 from solon.templates import fill
@@ -31,8 +31,9 @@ from solon.templates import fill
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     settings = recipe.revise
     prompts = inputs.rows("red_team", Prompt)
-    counts: dict[PromptKind, int] = {"red_team": settings.prompts, "helpful": settings.helpful}
-    chosen = choose(prompts, "train", counts, recipe.seed)
+    chosen = choose(
+        prompts, "train", {"red_team": settings.prompts, "helpful": settings.helpful}, recipe.seed
+    )
     reviser = _open(recipe, inputs)
     rows = workspace.batches(in_batches(chosen, settings.batch), Written, reviser.work, "prompts")
     reasons = Counter(r.unusable for r in rows if r.kind == "revision" and r.chosen)

@@ -7,15 +7,19 @@ from solon.engines.base import Engine, GenerateRequest, completions
 from solon.models import resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
-from solon.records import Prompt, PromptKind, Written
+from solon.records import Prompt, Written
 from solon.stages.common import asks, choose, engine_for, in_batches, written
 from solon.store import Journalled, StageResult, Workspace
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     settings = recipe.sample
-    counts: dict[PromptKind, int] = {"red_team": settings.prompts, "helpful": settings.helpful}
-    prompts = choose(inputs.rows("red_team", Prompt), "train", counts, recipe.seed)
+    prompts = choose(
+        inputs.rows("red_team", Prompt),
+        "train",
+        {"red_team": settings.prompts, "helpful": settings.helpful},
+        recipe.seed,
+    )
     engine = engine_for(recipe, resolve(str(inputs.folders["finetune"] / "model")))
     return StageResult(answers(recipe, prompts, engine, workspace))
 
