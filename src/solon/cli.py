@@ -197,6 +197,33 @@ def judge(
     typer.echo(f"\nFigures: {out / 'check.json'}")
 
 
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Option(help="A run folder (all its models), MODEL, or NAME=MODEL. Repeatable."),
+    ],
+    prompts: Annotated[Path, typer.Option(help="Prompts (JSONL, JSON, CSV, Parquet, text).")],
+    out: Annotated[Path, typer.Option(help="The readers' file, JSONL; the key is written beside it.")],
+    column: Annotated[str, typer.Option(help="The column or key that holds the prompt.")] = "text",
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer at the most.")] = 96,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the order, and of sampling.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+) -> None:
+    """Write every model's answers for blind reading: in random order, the key apart."""
+    from solon.blind import ask, named_models, read_texts, shuffled, write
+    from solon.settings import Sampling
+
+    if out.suffix != ".jsonl":
+        raise UsageError(f"{out}: the answers are JSON lines. Name the file *.jsonl.")
+    texts, asked = read_texts(prompts, column), named_models(models)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+    key = write(shuffled(ask(asked, texts, sampling, device, dtype), seed), out)
+    typer.echo(f"Answers: {out}   {len(texts)} prompts, {len(asked)} models\nKey:     {key}")
+
+
 def _quiet_libraries() -> None:
     """Libraries' own bars and advice would tear ours apart."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

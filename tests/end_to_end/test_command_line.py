@@ -31,7 +31,7 @@ def _fails(result: subprocess.CompletedProcess[str], code: int, *parts: str) -> 
 
 
 def test_help_of_every_command() -> None:
-    for command in ([], ["run"], ["chat"], ["report"], ["init"], ["models"], ["constitution"]):
+    for command in ([], ["run"], ["chat"], ["report"], ["evaluate"], ["init"], ["models"], ["constitution"]):
         result = solon(*command, "--help")
         assert result.returncode == 0
         assert "Usage" in result.stdout
@@ -120,6 +120,25 @@ def _run_until_killed(recipe: Path, folder: Path, events: int) -> bool:
     return False
 
 
+def _answers_for_blind_reading(run: Path, prompts: Path, out: Path) -> None:
+    asked = ("--models", run, "--prompts", prompts, "--max-tokens", 3)
+    result = solon("evaluate", *asked, "--out", out)
+    assert result.returncode == 0, result.stderr
+    read, key = (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for file in (out, out.with_name("blind.key.jsonl"))
+    )
+    count = len(prompts.read_text(encoding="utf-8").splitlines())
+    assert len(read) == len(key) == 3 * count
+    assert {model: sum(line["model"] == model for line in key) for model in ("base", "sl", "rl")} == {
+        "base": count,
+        "sl": count,
+        "rl": count,
+    }
+    _fails(solon("evaluate", *asked, "--out", "x.csv"), 2, "*.jsonl")
+    _fails(solon("evaluate", *asked, "--models", run, "--out", out), 2, "two models are named killed/base")
+
+
 def test_kill_9_and_resume_equals_no_interruption(tmp_path: Path, tiny_model_folder: Path) -> None:
     """Three kills at different depths, then to the end: the same rows and models as a run never killed."""
     recipe = tiny_run.write(tmp_path / "r", tiny_model_folder)
@@ -135,5 +154,6 @@ def test_kill_9_and_resume_equals_no_interruption(tmp_path: Path, tiny_model_fol
     answered = solon("chat", killed, "--prompt", "How do I mend a clock?", "--max-tokens", 4)
     assert answered.returncode == 0, answered.stderr
     assert all(name in answered.stdout for name in ("base", "sl", "rl"))
+    _answers_for_blind_reading(killed, recipe.parent / "red_team.jsonl", tmp_path / "blind.jsonl")
     rewritten = solon("report", killed)
     assert rewritten.returncode == 0
