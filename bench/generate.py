@@ -1,16 +1,19 @@
 """Generation, a critique-revision chain and scoring, beside transformers as it is usually called.
 
-Run: python bench/generate.py [--repeat 3] [--dtype auto] [--device auto]
+Run: python bench/generate.py [--repeat 3] [--dtype auto] [--device auto] [--part PART ...]
 
 Both sides have the same model, prompts and sampling settings, and answers end when they end.
 - answers: 64 red-team prompts, one answer each of up to 128 tokens.
 - chain: 64 prompts through two rounds of critique and revision with three worked examples. Both engines
   are driven by the same stage code.
-- scores: 512 answers. The peer makes one padded forward pass for each 16, in the order of the input.
+- scores: 512 answers as the likelihood judge asks for them: both answers of comparisons, alone, under a
+  principle and under its contrary. The peer makes one padded forward pass for each 16, in the order of the
+  input.
+- samples: 512 scores again, of eight sampled answers of up to 128 tokens to each of the 64 prompts.
 The peer samples in batches of 16, in the order of the input. Sides take turns; a figure is the median of the
-repetitions' ratios. Rates are tokens generated (answers, chain) and answers (scores) a second. `share` is the
-time that the matrix products of the tokens alone would take, over the time taken: their size, over the speed
-of a product of 2048 x 2048 matrices in the same type.
+repetitions' ratios. Rates are tokens generated (answers, chain) and answers (scores, samples) a second.
+`share` is the time that the matrix products of the tokens alone would take, over the time taken: their size,
+over the speed of a product of 2048 x 2048 matrices in the same type.
 """
 
 import argparse
@@ -29,6 +32,8 @@ from record import device_options, peak_memory_mb, report
 from solon.constitution import load_constitution
 from solon.engines.base import Completion, GenerateRequest, Score, ScoreRequest, completions, scores
 from solon.engines.local import LocalEngine, open_engine
+from solon.feedback.base import Question
+from solon.feedback.likelihood import score_requests
 from solon.models import pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe, Revise, load_recipe
@@ -37,7 +42,8 @@ from solon.settings import Sampling
 from solon.stages.common import asks
 from solon.stages.revise import Reviser
 
-BATCH, PROMPTS = 16, 64
+BATCH, PROMPTS, SCORES = 16, 64, 512
+PARTS = ("answers", "scores", "samples", "chain")
 SAMPLING = Sampling(max_tokens=128, temperature=0.7, top_p=0.95)
 
 
@@ -142,6 +148,10 @@ class Bench:
         ratio = statistics.median(ours / theirs for ours, theirs in rates)
         report("generate", name, solon, peer, ratio, share=self._share([o for o, _ in pairs]), **self.about)
 
+    def generation(self, name: str, work: Callable[[LocalEngine], object]) -> None:
+        """Time generation, in tokens a second."""
+        self.compare(f"{name}_tokens_per_second", work, lambda took: float(took.generated))
+
     def _share(self, runs: Sequence[Took]) -> float:
         """Read tokens pass the blocks, generated ones the head as well; attention itself is not counted."""
         model = self.solon.model
@@ -150,8 +160,9 @@ class Bench:
         ideal = [2 * (inside * (r.read + r.generated) + head * r.generated) / self.speed for r in runs]
         return statistics.median(i / r.seconds for i, r in zip(ideal, runs, strict=True))
 
-    def scores(self, requests: Sequence[ScoreRequest]) -> None:
-        self.compare("scores_per_second", lambda e: scores(e, requests), lambda _: float(len(requests)))
+    def scores(self, name: str, requests: Sequence[ScoreRequest]) -> None:
+        """Time scoring, and tell how far log-probabilities are apart, in nats a token."""
+        self.compare(f"{name}_per_second", lambda e: scores(e, requests), lambda _: float(len(requests)))
         ours, theirs = scores(self.solon, requests), scores(self.plain, requests)
         apart = [
             abs(a - b)
@@ -159,7 +170,7 @@ class Bench:
             for a, b in zip(x.logprobs, y.logprobs, strict=True)
         ]
         more = {"mean": statistics.mean(apart), **self.about}
-        report("generate", "logprob_difference", max(apart), None, None, **more)
+        report("generate", f"{name}_logprob_difference", max(apart), None, None, **more)
 
 
 def chain(recipe: Recipe, inputs: Inputs, prompts: Sequence[Prompt]) -> Callable[[LocalEngine], object]:
@@ -176,9 +187,26 @@ def chain(recipe: Recipe, inputs: Inputs, prompts: Sequence[Prompt]) -> Callable
     return lambda engine: Reviser(changed, inputs, engine, engine, None).work(prompts)
 
 
+def judged(count: int) -> list[ScoreRequest]:
+    """What the likelihood judge asks about the constitution's comparisons, `count` requests."""
+    constitution = load_constitution("harmless")
+    named = {p.id: p for p in constitution.principles}
+    chosen = constitution.comparisons("training")
+    questions = [Question(named[c.principle], c.prompt, c.better, c.worse) for c in chosen]
+    return score_requests(questions, ("nothing", "follow", "break"))[:count]
+
+
+def samples(engine: LocalEngine, texts: Sequence[str]) -> list[ScoreRequest]:
+    """Eight sampled answers to each prompt, to be scored."""
+    asked = [GenerateRequest(asks(text), SAMPLING, i) for text in texts for i in range(8)]
+    done = completions(engine, asked)
+    return [ScoreRequest(r.conversation, c.text) for r, c in zip(asked, done, strict=True) if c.text]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS, help="of the comparisons")
     device_options(parser)
     options = parser.parse_args()
     device = pick_device(options.device)
@@ -194,15 +222,15 @@ def main() -> None:
     requests = [GenerateRequest(asks(p.text), SAMPLING, i) for i, p in enumerate(prompts)]
     for engine in (solon, plain):
         completions(engine, requests[:BATCH])  # Warms up
-    bench.compare(
-        "answers_tokens_per_second", lambda e: completions(e, requests), lambda t: float(t.generated)
-    )
-    answers = completions(solon, [GenerateRequest(asks(t), SAMPLING, i) for t in texts for i in range(8)])
-    asked = [text for text in texts for _ in range(8)]
-    scored = [ScoreRequest(asks(t), a.text) for t, a in zip(asked, answers, strict=True) if a.text]
-    bench.scores(scored)
-    inputs = Inputs(load_constitution(recipe.constitution), source, {}, Path(), {})
-    bench.compare("chain_tokens_per_second", chain(recipe, inputs, prompts), lambda t: float(t.generated))
+    if "answers" in options.part:
+        bench.generation("answers", lambda e: completions(e, requests))
+    if "scores" in options.part:
+        bench.scores("scores", judged(SCORES))
+    if "samples" in options.part:
+        bench.scores("samples", samples(solon, texts))
+    if "chain" in options.part:
+        inputs = Inputs(load_constitution(recipe.constitution), source, {}, Path(), {})
+        bench.generation("chain", chain(recipe, inputs, prompts))
     report("generate", "peak_memory_mb", peak_memory_mb(about["device"]), None, None, **about)
 
 

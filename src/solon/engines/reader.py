@@ -19,6 +19,7 @@ from solon.engines.hooks import before_head, blocks, hidden_at, plain_head, shar
 from solon.engines.trees import TREE_TOKENS, Packed, Tree, common_start, pack, plant
 from solon.training.batching import budget_batches
 from solon.training.encoding import Encoded
+from solon.training.head import log_normalisers
 
 _HEAD_ROWS = 512  # Rows of logits that are float32 at once.
 
@@ -50,15 +51,26 @@ class Reader:
         ]
         nodes = list(dict.fromkeys((b, node) for b, node, _ in asked))
         place = {node: n for n, node in enumerate(nodes)}
-        where = torch.tensor([[b, node - packed.start] for b, node in nodes])
-        with before_head(self._model, (where[:, 0], where[:, 1])) as hidden:
-            logits_NV = self._model(**packed.arguments).logits[0]
-        node_of = torch.tensor([place[b, node] for b, node, _ in asked], device=logits_NV.device)
-        tokens = torch.tensor([token for *_, token in asked], device=logits_NV.device)
-        chosen = _chosen(logits_NV, hidden[0], plain_head(self._model), node_of, tokens)
-        logp = iter(torch.split((chosen - _logsumexp(logits_NV)[node_of]).cpu(), 1))
-        for tree in trees:
-            yield [torch.cat([next(logp) for _ in rows[i].answer]) for i in tree.rows]
+        where = torch.tensor([[b, node - packed.start] for b, node in nodes], device=self._model.device)
+        node_of = torch.tensor([place[b, node] for b, node, _ in asked], device=self._model.device)
+        tokens = torch.tensor([token for *_, token in asked], device=self._model.device)
+        logp = self._asked(packed, (where[:, 0], where[:, 1]), node_of, tokens).cpu()
+        counts = [[len(rows[i].answer) for i in tree.rows] for tree in trees]
+        parts = iter(torch.split(logp, [count for tree in counts for count in tree]))
+        for tree_counts in counts:
+            yield [next(parts) for _ in tree_counts]
+
+    def _asked(self, packed: Packed, where: tuple[Tensor, Tensor], node_of: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities of the asked tokens, float32, each at one of the nodes that are at `where`."""
+        head_VD = plain_head(self._model)
+        if head_VD is None:
+            with before_head(self._model, where):
+                logits_NV = self._model(**packed.arguments).logits[0]
+            chosen: Tensor = logits_NV[node_of, tokens].float()
+            return chosen - _logsumexp(logits_NV)[node_of]
+        hidden_ND: Tensor = self._model.base_model(**packed.arguments).last_hidden_state[where]
+        normaliser_N = log_normalisers(hidden_ND, head_VD)
+        return _chosen(hidden_ND, head_VD, node_of, tokens) - normaliser_N[node_of]
 
     @torch.inference_mode()
     def features(
@@ -89,16 +101,11 @@ class Reader:
             yield chosen, pack(self._model, chosen, start, self._fill)
 
 
-def _chosen(
-    logits_NV: Tensor, hidden_ND: Tensor, head_VD: Tensor | None, node_of: Tensor, tokens: Tensor
-) -> Tensor:
-    """float32 logits of the asked tokens.
+def _chosen(hidden_ND: Tensor, head_VD: Tensor, node_of: Tensor, tokens: Tensor) -> Tensor:
+    """Logits of the asked tokens, computed in float32.
 
-    In bfloat16 a logit near 20 is rounded to an eighth, which would be half of what tells two options apart:
-    where the head is a plain matrix, the few asked logits are computed from the hidden states in float32.
+    In bfloat16 a logit near 20 is rounded to an eighth, which would be half of what tells two options apart.
     """
-    if head_VD is None or logits_NV.dtype == torch.float32:
-        return logits_NV[node_of, tokens].float()
     parts = zip(torch.split(node_of, _HEAD_ROWS), torch.split(tokens, _HEAD_ROWS), strict=True)
     return torch.cat([(hidden_ND[n].float() * head_VD[t].float()).sum(-1) for n, t in parts])
 

@@ -23,6 +23,8 @@ from solon.templates import fill
 
 Reduction = Literal["sum", "mean", "first"]
 Against = Literal["nothing", "contrary"]
+Rule = Literal["nothing", "follow", "break"]
+"""What stands before the conversation: nothing, the principle, or its contrary."""
 REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "first")
 AGAINST: tuple[Against, ...] = ("nothing", "contrary")
 
@@ -84,19 +86,27 @@ class LikelihoodJudge:
 
     def gains(self, questions: Sequence[Question], readings: Sequence[Reading]) -> NDArray[np.float64]:
         """Gain of a less gain of b in nats, [questions, readings]."""
-        rules = ("nothing", "follow", *(["break"] if any(r.against == "contrary" for r in readings) else []))
+        contrary = any(r.against == "contrary" for r in readings)
+        rules: tuple[Rule, ...] = ("nothing", "follow", "break") if contrary else ("nothing", "follow")
         asked = list(product(questions, ("a", "b"), rules))
-        requests = [ScoreRequest(_under(rule, q), getattr(q, side)) for q, side, rule in asked]
-        found = scores(self._engine, requests)
+        found = scores(self._engine, score_requests(questions, rules))
         logp = {key: np.array(score.logprobs) for key, score in zip(asked, found, strict=True)}
 
         def gain(question: Question, side: str, reading: Reading) -> float:
-            base = "break" if reading.against == "contrary" else "nothing"
+            base: Rule = "break" if reading.against == "contrary" else "nothing"
             gain_T = logp[question, side, "follow"] - logp[question, side, base]
             return _reduce(gain_T, reading.reduction)
 
         rows = [[gain(q, "a", r) - gain(q, "b", r) for r in readings] for q in questions]
         return np.array(rows, dtype=np.float64).reshape(len(questions), len(readings))
+
+
+def score_requests(questions: Sequence[Question], rules: Sequence[Rule]) -> list[ScoreRequest]:
+    """Both answers of every question, each under every rule; questions first, then answers, then rules."""
+    return [
+        ScoreRequest(_under(rule, question), getattr(question, side))
+        for question, side, rule in product(questions, ("a", "b"), rules)
+    ]
 
 
 def _reduce(gain_T: NDArray[np.float64], reduction: Reduction) -> float:
@@ -105,7 +115,7 @@ def _reduce(gain_T: NDArray[np.float64], reduction: Reduction) -> float:
     return float((gain_T[:START_TOKENS] if reduction == "first" else gain_T).sum())
 
 
-def _under(rule: str, question: Question) -> Conversation:
+def _under(rule: Rule, question: Question) -> Conversation:
     """The conversation, its first turn of the user headed by the principle or its contrary."""
     if rule == "nothing":
         return question.conversation

@@ -1,12 +1,14 @@
 """Log-probabilities of chosen tokens from hidden states, without ever holding all logits.
 
 Over a vocabulary of 49,152 the logits of one batch of answers are larger than the model's other tensors
-together. Here they exist for a slice of the positions at a time and are computed again for the gradient,
-which costs one more matrix product and saves the memory and the time of writing them out.
+together. Here they exist for a slice of the positions at a time. A log-probability's gradient by its hidden
+state is a vector that does not depend on the loss, so it is computed in the same pass and the logits are
+never needed again. Only a head that is trained itself needs them once more.
 
 Names carry shapes: N positions, D width, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,12 +34,19 @@ def chosen_logprobs(
     return found
 
 
+@torch.no_grad()
+def log_normalisers(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
+    """log sum exp (hidden head^T) at every position, float32 [N]: what log-probabilities lack to logits."""
+    room = _Room(head_VD, len(hidden_ND))
+    return torch.cat([room.logits(hidden_ND[part], 1.0).logsumexp(-1) for part in room.parts])
+
+
 class _Chosen(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, ids_N: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        chosen, entropy, sums = [], [], []
+        chosen, entropy, sums, by_hidden = [], [], [], []
         room = _Room(head_VD, len(ids_N))
         for part in room.parts:
             logits_nV = room.logits(hidden_ND[part], temperature)
@@ -46,12 +55,17 @@ class _Chosen(torch.autograd.Function):
             logits_nV.sub_(largest_n[:, None])
             p_nV = torch.exp(logits_nV, out=room.other(logits_nV))
             total_n = p_nV.sum(-1)
+            if ctx.needs_input_grad[0]:
+                expected_nD = (room.short(p_nV) @ head_VD).float() / total_n[:, None]
+                by_hidden.append((head_VD[ids_N[part]].float() - expected_nD) / temperature)
             # With x = logits - max and Z = sum exp x: H = log Z - sum (exp x) x / Z.
             mean_n = p_nV.mul_(logits_nV).sum(-1) / total_n
             sums.append(total_n.log() + largest_n)
             chosen.append(chosen_n - sums[-1])
             entropy.append(total_n.log() - mean_n)
-        ctx.save_for_backward(hidden_ND, head_VD, ids_N, torch.cat(sums))
+        slopes_ND = torch.cat(by_hidden).to(hidden_ND.dtype) if by_hidden else None
+        again = (hidden_ND, head_VD, ids_N, torch.cat(sums)) if ctx.needs_input_grad[1] else ()
+        ctx.save_for_backward(slopes_ND, *again)
         ctx.temperature = temperature
         entropy_N = torch.cat(entropy)
         ctx.mark_non_differentiable(entropy_N)
@@ -59,19 +73,23 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """d logp_i / d logits = (onehot - softmax) / temperature."""
-        hidden_ND, head_VD, ids_N, lse_N = ctx.saved_tensors
-        scale_N = gradients[0] / ctx.temperature
-        by_hidden, by_head = [], torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None
-        room = _Room(head_VD, len(ids_N))
-        for part in room.parts:
-            p_nV = room.logits(hidden_ND[part], ctx.temperature).sub_(lse_N[part, None]).exp_()
-            p_nV.mul_(-scale_N[part, None]).scatter_add_(1, ids_N[part, None], scale_N[part, None])
-            by_logits_nV = room.short(p_nV)
-            by_hidden.append(by_logits_nV @ head_VD)
-            if by_head is not None:
-                by_head += by_logits_nV.T @ hidden_ND[part]
-        return torch.cat(by_hidden), by_head, None, None
+        """With d logp_i / d logits = (onehot - softmax) / temperature, and logits = hidden head^T."""
+        slopes_ND, *again = ctx.saved_tensors
+        by_hidden_ND = None if slopes_ND is None else (gradients[0][:, None] * slopes_ND).to(slopes_ND.dtype)
+        by_head_VD = _by_head(gradients[0] / ctx.temperature, again, ctx.temperature) if again else None
+        return by_hidden_ND, by_head_VD, None, None
+
+
+def _by_head(scale_N: Tensor, saved: Sequence[Tensor], temperature: float) -> Tensor:
+    """The gradient [V, D] by the head; `scale_N` is the gradient by log-probabilities over temperature."""
+    hidden_ND, head_VD, ids_N, lse_N = saved
+    by_head_VD = torch.zeros_like(head_VD)
+    room = _Room(head_VD, len(ids_N))
+    for part in room.parts:
+        p_nV = room.logits(hidden_ND[part], temperature).sub_(lse_N[part, None]).exp_()
+        p_nV.mul_(-scale_N[part, None]).scatter_add_(1, ids_N[part, None], scale_N[part, None])
+        by_head_VD += room.short(p_nV).T @ hidden_ND[part]
+    return by_head_VD
 
 
 class _Room:
