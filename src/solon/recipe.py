@@ -65,10 +65,16 @@ class Revise(Settings):
 
 
 class Lora(Settings):
-    """Low-rank adapters (Hu et al. 2021) on all linear layers."""
+    """Low-rank adapters (Hu et al. 2021) on all linear layers, of all blocks or the upper ones."""
 
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
+    layers: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the blocks, from the last, that have adapters; PPO reads the others once",
+    )
 
 
 class Optimiser(Settings):

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from solon.errors import RunError
 from solon.recipe import Reinforce
-from solon.training.adapters import trainable
+from solon.training.adapters import trainable, using
 from solon.training.optimiser import PPO_EPSILON, Optimiser
 from solon.training.policy import Actors, Policy
 from solon.training.ppo import Targets, check_first_ratio, describe, improve, micro_loss, targets
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode, Rollout, evaluate, pad_tokens, plan_epochs, shaped
-from solon.training.views import using
 from tests.ppo_setup import EPISODES, PLAN, Asker, actors, odd_shares, settings, stir
 
 ALONE = Ranks()

@@ -120,7 +120,7 @@ def _trainer(
         args=config,
         train_dataset=_dataset(encoded),
         processing_class=tokenizer,
-        peft_config=lora_config(settings.lora) if settings.method == "lora" else None,
+        peft_config=lora_config(settings.lora, model) if settings.method == "lora" else None,
         callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)  # It prints raw dictionaries among our lines

@@ -12,10 +12,11 @@ from solon.recipe import Recipe, Reinforce
 from solon.records import Prompt
 from solon.stages.common import asks, choose
 from solon.text import is_degenerate
+from solon.training.adapters import using
 from solon.training.encoding import Encoder
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode
-from solon.training.views import View, using
+from solon.training.views import View
 
 
 def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], count: int, name: str) -> list[Prompt]:

@@ -1,28 +1,48 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on a frozen model, and their merging."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from solon.engines.hooks import blocks
 from solon.recipe import Lora
 from solon.saving import saving, writing
 from solon.training.fused_lora import fuse
 
 
-def lora_config(settings: Lora) -> LoraConfig:
-    """No dropout: PPO's old and new log-probabilities must be of the same function."""
+def lora_config(settings: Lora, model: Any) -> LoraConfig:
+    """Adapters on all linear layers of the model's upper blocks, of as many as `settings.layers` says.
+
+    No dropout: PPO's old and new log-probabilities must be of the same function.
+    """
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
-        target_modules="all-linear",
         task_type="CAUSAL_LM",
+        **_where(settings.layers, model),
     )
+
+
+def _where(share: float, model: Any) -> dict[str, Any]:
+    if share == 1:
+        return {"target_modules": "all-linear"}
+    layers = blocks(model)
+    adapted = math.ceil(len(layers) * share)
+    linear = {n.rpartition(".")[2] for n, m in layers.named_modules() if isinstance(m, nn.Linear)}
+    return {
+        # Of a layer that has an adapter already, PEFT's own name for what it wraps.
+        "target_modules": sorted(linear - {"base_layer"}),
+        "layers_to_transform": list(range(len(layers) - adapted, len(layers))),
+    }
 
 
 def add_adapter(model: Any, settings: Lora, seed: int, name: str) -> PeftModel:
@@ -33,9 +53,10 @@ def add_adapter(model: Any, settings: Lora, seed: int, name: str) -> PeftModel:
     """
     torch.manual_seed(seed)
     if isinstance(model, PeftModel):
-        model.add_adapter(name, lora_config(settings), autocast_adapter_dtype=False)
+        model.add_adapter(name, lora_config(settings, model.get_base_model()), autocast_adapter_dtype=False)
     else:
-        model = get_peft_model(model, lora_config(settings), adapter_name=name, autocast_adapter_dtype=False)
+        config = lora_config(settings, model)
+        model = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)
     fuse(model)
     return model
 
@@ -51,6 +72,31 @@ def load_adapter(model: Any, folder: Path, name: str) -> PeftModel:
         model.load_adapter(str(folder), name, autocast_adapter_dtype=False)
     fuse(model)
     return model
+
+
+@contextmanager
+def using(model: Any, adapter: str | None) -> Iterator[None]:
+    """Only this adapter of the model is on, or none of them. Which parameters are trained stays as it was.
+
+    PEFT makes the adapter that is on the only one with gradients; here policy and critic may be trained
+    together, and the reference is read between.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
+    _switch(layers, [([adapter] if adapter else names, adapter is None) for names, _ in before])
+    try:
+        yield
+    finally:
+        _switch(layers, before)
+
+
+def _switch(layers: Sequence[Any], to: Sequence[tuple[list[str], bool]]) -> None:
+    for layer, (names, disabled) in zip(layers, to, strict=True):
+        trained = [(p, p.requires_grad) for p in layer.parameters()]
+        layer.set_adapter(names)
+        layer.enable_adapters(not disabled)
+        for parameter, wanted in trained:
+            parameter.requires_grad_(wanted)
 
 
 def train_only(model: nn.Module, *adapters: str) -> None:

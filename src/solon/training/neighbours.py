@@ -297,10 +297,11 @@ def _plain_sampling(setup: Setup) -> Iterator[None]:
 
 
 def _train(kind: Any, setup: Setup, watch: "_Watch", **own: Any) -> Any:
+    settings = setup.settings
     trainer = kind(
         model=setup.model,
         processing_class=setup.tokenizer,
-        peft_config=lora_config(setup.settings.lora) if setup.settings.method == "lora" else None,
+        peft_config=lora_config(settings.lora, setup.model) if settings.method == "lora" else None,
         callbacks=[watch],
         **own,
     )

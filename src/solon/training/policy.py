@@ -7,8 +7,9 @@ sec. 2.1). With `method: full` the policy is a copy of the weights, and a frozen
 Names carry shapes: B episodes, N answer tokens of a batch end to end.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from solon.training.adapters import add_adapter, load_adapter, train_only
 from solon.training.attention import load_trunk
 from solon.training.encoding import Encoded
 from solon.training.reward_model import RewardModel, load_reward_model
+from solon.training.stems import Stems, depth_below
 from solon.training.views import View
 
 POLICY, CRITIC, REWARD = "policy", "critic", "reward"
@@ -64,6 +66,13 @@ class Policy(nn.Module):
     def reference_logprobs(self, episodes: Sequence[Encoded]) -> Tensor:
         """Log-probabilities [N] under the model before reinforcement."""
         return self.reference.speak(episodes, self._temperature).logp_N
+
+    @contextmanager
+    def holding(self, episodes: Sequence[Encoded]) -> Iterator[None]:
+        """Meanwhile what all views have in common of these episodes is read once (`training.stems`)."""
+        stems = self.actor.stems
+        with stems.held([e.ids for e in episodes]) if stems else nullcontext():
+            yield
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,10 +118,21 @@ def open_actors(
         critic = View(frozen.get_base_model(), CRITIC)
     train_only(frozen, POLICY, CRITIC)
     temperature = settings.sampling.temperature
-    policy = Policy(actor, View(frozen.get_base_model()), temperature, critic)
+    reference = View(frozen.get_base_model())
+    if settings.method == "lora":
+        stems = Stems(actor.model, depth_below(actor.model, POLICY))
+        actor, reference = replace(actor, stems=stems), replace(reference, stems=stems)
+        critic = critic and on_stems(critic, stems)
+        reward_model.view = on_stems(reward_model.view, stems)
+    policy = Policy(actor, reference, temperature, critic)
     if critic is not None:
         start_from(policy.value_head, reward_model)
     return Actors(policy.eval(), reward_model, whole)
+
+
+def on_stems(view: View, stems: Stems) -> View:
+    """The view with the stems, if its own adapter leaves those blocks as they are."""
+    return replace(view, stems=stems) if depth_below(view.model, view.adapter) >= stems.depth else view
 
 
 @torch.no_grad()

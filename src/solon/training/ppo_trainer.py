@@ -21,7 +21,7 @@ from solon.training.optimiser import PPO_EPSILON, Optimiser
 from solon.training.policy import Policy
 from solon.training.ppo import describe, improve, targets
 from solon.training.ranks import Ranks
-from solon.training.rollout import Episode, Reward, evaluate, plan_epochs, shaped
+from solon.training.rollout import Episode, Reward, Rollout, evaluate, plan_epochs, shaped
 
 # A sparse reward may well be the same for a first batch; for this many it teaches nothing.
 _CONSTANT_STEPS = 3
@@ -68,10 +68,20 @@ class PPOTrainer:
             RunError: the reward is no number or constant, or the first ratio is not 1. The state before the
                 step is that of the last checkpoint.
         """
-        settings, ranks, start = self._settings, self._ranks, time.monotonic()
+        settings, start = self._settings, time.monotonic()
         rate = self.optimiser.anneal(step, settings.steps)
         episodes = self._sample(step)
         sampled = time.monotonic()
+        with self.policy.holding(episodes):
+            rollout, learnt = self._learn(step, episodes)
+        found = describe(rollout, self.beta, self._sources, self._ranks)
+        metrics = {**found, **learnt, "beta": self.beta, "learning_rate": rate}
+        self.beta = self._next_beta(found["kl"])
+        timing = {"sampling": sampled - start, "learning": time.monotonic() - sampled}
+        return Done(metrics, sum(len(e.answer) for e in episodes), timing)
+
+    def _learn(self, step: int, episodes: Sequence[Episode]) -> tuple[Rollout, dict[str, float]]:
+        settings, ranks = self._settings, self._ranks
         scores_B = shaped(self._reward(episodes), episodes, settings)
         self._watch_constant(step, scores_B)
         generator = torch.Generator().manual_seed(seed_from(self._seed, "minibatches", step))
@@ -80,11 +90,7 @@ class PPOTrainer:
         aims = targets(rollout, settings, self.beta, ranks)
         warming = step < settings.value_warmup
         learnt = improve(self.policy, self.optimiser, rollout, aims, settings, plan, ranks, warming)
-        found = describe(rollout, self.beta, self._sources, ranks)
-        metrics = {**found, **learnt, "beta": self.beta, "learning_rate": rate}
-        self.beta = self._next_beta(found["kl"])
-        timing = {"sampling": sampled - start, "learning": time.monotonic() - sampled}
-        return Done(metrics, sum(len(e.answer) for e in episodes), timing)
+        return rollout, learnt
 
     def extra(self) -> dict[str, Any]:
         """What a checkpoint must hold beside the optimiser's tensors."""

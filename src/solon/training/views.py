@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from solon.engines.hooks import before_head, divided, plain_head, shares_starts
-from solon.engines.prefix import common_start, extend
+from solon.engines.prefix import common_start
 from solon.engines.trees import WORTH
+from solon.training.adapters import using
 from solon.training.batching import answer_positions, pad_right
 from solon.training.encoding import Encoded
 from solon.training.head import chosen_logprobs
 from solon.training.losses import entropy, token_logprobs
+from solon.training.stems import Stems, fill_skipped, skipping
 
 Places = tuple[Tensor, Tensor]
 
@@ -39,10 +41,14 @@ class Spoken:
 
 @dataclass(frozen=True)
 class View:
-    """A transformers causal language model under one of the adapters inside it; None: the weights alone."""
+    """A transformers causal language model under one of the adapters inside it; None: the weights alone.
+
+    Rows that `stems` hold are read from there on; its depth must be below the adapter's first block.
+    """
 
     model: Any
     adapter: str | None = None
+    stems: Stems | None = None
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +66,7 @@ class View:
 
     def _speak_aloud(self, episodes: Sequence[Encoded], chosen_N: Tensor, temperature: float) -> Spoken:
         """Where logits are capped or scaled: through the model's own head, at answer positions alone."""
-        with using(self.model, self.adapter):
+        with self._reading([e.ids for e in episodes]):
             arguments, where = self._answers(episodes)
             with before_head(self.model, where) as hidden:
                 logits_NV = self.model(**arguments).logits[0].float()
@@ -69,14 +75,14 @@ class View:
 
     def states(self, episodes: Sequence[Encoded]) -> Tensor:
         """The hidden states [N, D] from which the answer tokens are chosen, one each, in order."""
-        with using(self.model, self.adapter):
+        with self._reading([e.ids for e in episodes]):
             arguments, where = self._answers(episodes)
             hidden_ND: Tensor = self.model.base_model(**arguments).last_hidden_state[where]
         return hidden_ND
 
     def last_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """The hidden state [B, D] of each row's last token."""
-        with using(self.model, self.adapter):
+        with self._reading(rows):
             arguments, start = self._arguments(rows, self._common(rows))
             last_B = torch.tensor([len(row) - 1 - start for row in rows], device=self.device)
             hidden_BTD = self.model.base_model(**arguments).last_hidden_state
@@ -97,43 +103,36 @@ class View:
 
         No mask: padding is on the right, and in a causal model nothing real sees what stands behind it.
         """
-        ids_BT, _ = pad_right([row[start:] for row in rows], 0)
-        arguments: dict[str, Any] = {"input_ids": ids_BT.to(self.device), "use_cache": False}
+        arguments: dict[str, Any] = {**self._entering(rows, start), "use_cache": False}
         if start:
             cache = DynamicCache(config=self.model.config)
-            ids = torch.tensor([rows[0][:start]])
-            extend(self.model, cache, ids, torch.ones_like(ids))
+            first = self._entering([rows[0]], 0, start)
+            self.model.base_model(**first, past_key_values=cache, use_cache=True)
+            if "inputs_embeds" in first and self.stems:
+                fill_skipped(cache, self.stems.depth, start, first["inputs_embeds"])
             cache.batch_repeat_interleave(len(rows))
             arguments |= {"past_key_values": cache, "use_cache": True}
         return arguments, start
+
+    def _entering(
+        self, rows: Sequence[Sequence[int]], start: int, end: int | None = None
+    ) -> dict[str, Tensor]:
+        """What the first block that runs is given of these columns: token ids, or the stems' states."""
+        if self.stems and self.stems.hold(rows):
+            states = [self.stems.of(row)[start:end] for row in rows]
+            return {"inputs_embeds": pad_sequence(states, batch_first=True)}
+        ids_BT, _ = pad_right([row[start:end] for row in rows], 0)
+        return {"input_ids": ids_BT.to(self.device)}
+
+    @contextmanager
+    def _reading(self, rows: Sequence[Sequence[int]]) -> Iterator[None]:
+        """The adapter is on, and the blocks that the stems stand for are off."""
+        depth = self.stems.depth if self.stems and self.stems.hold(rows) else 0
+        with using(self.model, self.adapter), skipping(self.model, depth):
+            yield
 
     def _common(self, rows: Sequence[Sequence[int]]) -> int:
         if len(rows) < 2 or not shares_starts(self.model) or divided(self.model):
             return 0  # In a divided trunk every pass with a gradient has its own backward pass
         shared = common_start(rows)
         return shared if shared >= WORTH else 0
-
-
-@contextmanager
-def using(model: Any, adapter: str | None) -> Iterator[None]:
-    """Only this adapter of the model is on, or none of them. Which parameters are trained stays as it was.
-
-    PEFT makes the adapter that is on the only one with gradients; here policy and critic may be trained
-    together, and the reference is read between.
-    """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    before = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
-    _switch(layers, [([adapter] if adapter else names, adapter is None) for names, _ in before])
-    try:
-        yield
-    finally:
-        _switch(layers, before)
-
-
-def _switch(layers: Sequence[Any], to: Sequence[tuple[list[str], bool]]) -> None:
-    for layer, (names, disabled) in zip(layers, to, strict=True):
-        trained = [(p, p.requires_grad) for p in layer.parameters()]
-        layer.set_adapter(names)
-        layer.enable_adapters(not disabled)
-        for parameter, wanted in trained:
-            parameter.requires_grad_(wanted)
