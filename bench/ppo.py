@@ -6,8 +6,10 @@ Both learn from 16 episodes a step, up to 48 new tokens each, in 4 epochs of one
 in a process of its own, one after the other, in turn. The first step of a run warms up; a run's figure is
 the median of the others, and the bench's the median over the runs. TRL is installed into `.venv-trl`, which
 is made if it is absent. TRL trains all weights of policy and critic, as it does by default; Solon trains
-adapters on one trunk, as it does by default. The reward model is Solon's, trained on the constitution's
-comparisons; for TRL its adapter is merged into a sequence classifier, and the scores are compared.
+adapters on the upper third of one trunk, as it does by default. Each side has a learning rate of its own:
+steps of adapters on few blocks move a model less than as large steps of all weights do. The reward model is
+Solon's, trained on the constitution's comparisons; for TRL its adapter is merged into a sequence classifier,
+and the scores are compared.
 
 With `--minutes` each side then trains for so long, and the figure docs/figures/ppo.png shows the reward
 against the wall time, with marks at equal KL.
@@ -27,7 +29,7 @@ import ppo_curve
 import torch
 from ppo_sides import Settings
 from prompts import texts
-from record import device_options, report
+from record import RESULTS, device_options, report
 from transformers import AutoModelForSequenceClassification
 from trl_environment import TRL, run
 
@@ -51,7 +53,7 @@ SIDES: tuple[Side, ...] = ("solon", "trl")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=3, help="of the timing; 0: no timing")
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="of each side's run for the figure; 0: no figure"
     )
@@ -61,7 +63,8 @@ def main() -> None:
     dtype = pick_dtype(options.dtype, device)
     with tempfile.TemporaryDirectory() as folder:
         bench = prepare(Path(folder), device, dtype)
-        bench.speed(options.repeat)
+        if options.repeat:
+            bench.speed(options.repeat)
         if options.minutes:
             bench.curve(options.minutes * 60)
 
@@ -100,6 +103,8 @@ class Bench:
         for side in SIDES:
             took = statistics.median(line["seconds"] for line in self.run(side, steps=2))
             steps[side] = self.run(side, steps=max(2, math.ceil(seconds / took)))
+            lines = [json.dumps({"side": side, **line}) + "\n" for line in steps[side]]
+            (RESULTS / f"ppo_curve_{side}.jsonl").write_text("".join(lines), encoding="utf-8")
         ppo_curve.draw(steps["solon"], steps["trl"], HERE.parent / "docs" / "figures" / "ppo.png")
         for kl, solon, trl in ppo_curve.at_equal_kl(steps["solon"], steps["trl"]):
             more = {"kl": kl, "solon_seconds": solon.seconds, "trl_seconds": trl.seconds}
@@ -140,7 +145,7 @@ def prepare(folder: Path, device: str, dtype: torch.dtype) -> Bench:
         epochs=4,
         new_tokens=48,
         temperature=1.0,
-        learning_rate=1e-4,
+        learning_rate=1e-3,
         beta=0.05,
         missing_end_penalty=1.0,
         critic="head",
@@ -148,7 +153,7 @@ def prepare(folder: Path, device: str, dtype: torch.dtype) -> Bench:
         seed=7,
         out="",
     )
-    trl = replace(common, reward=str(folder / "trl-reward"), shift=shift, learning_rate=1e-5)
+    trl = replace(common, reward=str(folder / "trl-reward"), shift=shift, learning_rate=2e-4)
     about = {
         "dtype": common.dtype,
         "device": common.device,

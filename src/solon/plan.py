@@ -60,7 +60,7 @@ def _reads(*names: str) -> Callable[[Recipe], tuple[str, ...]]:
 
 def prompt_paths(recipe: Recipe, beside: Path) -> list[Path]:
     """The prompt files that the recipe names. Raises UsageError for one that is absent."""
-    sources = [*recipe.red_team.sources, *recipe.red_team.helpful]
+    sources = recipe.red_team.files
     return [shipped.find("prompts", source.file, ".jsonl", beside) for source in sources]
 
 
@@ -105,7 +105,7 @@ def _shaping_files(recipe: Recipe, beside: Path) -> list[Path]:
 
 
 def _wordings(principles: tuple[Principle, ...], *fields: str) -> list[Any]:
-    return [[p.id, p.weight, *(getattr(p, field) for field in fields)] for p in principles]
+    return [[p.id, p.weight, p.asked_on, *(getattr(p, field) for field in fields)] for p in principles]
 
 
 _WORDING_OF: Mapping[JudgeKind, tuple[str, ...]] = {
@@ -214,7 +214,7 @@ STAGES: tuple[Stage, ...] = (
         _reads(),
         _red_team,
         lambda r: (
-            f"prompts of {len(r.red_team.sources) + len(r.red_team.helpful)} files"
+            f"prompts of {len(r.red_team.files)} files"
             + (f", {r.red_team.written} written by the model" if r.red_team.written else "")
         ),
         prompt_paths,
@@ -284,7 +284,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _shaping_files,
         roles=lambda r: ("judge",) if _guarded(r) else (),
-        version=3,
+        version=4,
         distributed=True,
     ),
     Stage(

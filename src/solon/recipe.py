@@ -34,11 +34,22 @@ class RedTeam(Settings):
     written: int = Field(default=0, ge=0, description="Red-team prompts that the model writes itself")
     examples: int = Field(default=4, ge=1, description="Few-shot examples shown for each written prompt")
     sampling: Sampling = Sampling(max_tokens=32, temperature=1.0, top_p=0.95)
-    heldout: float = Field(default=0.3, gt=0, lt=1, description="Share kept for evaluation, by stable hash")
+    heldout: float = Field(default=0.3, ge=0, lt=1, description="Share kept for evaluation, by stable hash")
+    heldout_sources: tuple[Source, ...] = Field(
+        default=(), description="Red-team prompts that are all kept for evaluation"
+    )
+    heldout_helpful: tuple[Source, ...] = Field(
+        default=(), description="Ordinary prompts that are all kept for evaluation"
+    )
     max_similarity: float = Field(
         default=0.6, gt=0, le=1, description="Word-trigram Jaccard above which a prompt is a near-duplicate"
     )
     max_words: int = Field(default=200, ge=1, description="Longer prompts are refused with their line")
+
+    @property
+    def files(self) -> tuple[Source, ...]:
+        """All files that prompts are read from."""
+        return (*self.sources, *self.helpful, *self.heldout_sources, *self.heldout_helpful)
 
 
 class Revise(Settings):
@@ -75,6 +86,12 @@ class Lora(Settings):
         le=1,
         description="Share of the blocks, from the last, that have adapters; PPO reads the others once",
     )
+
+
+class PolicyLora(Lora):
+    """A policy's adapters: on the upper third of the blocks, which makes PPO's steps nearly twice as fast."""
+
+    layers: float = Field(default=0.33, gt=0, le=1, description="As in Lora")
 
 
 class Optimiser(Settings):
@@ -164,7 +181,7 @@ class Reinforce(Settings):
     batch_tokens: int = Field(
         default=2048, ge=64, description="Tokens read at once in a step's micro-batches; the loss is the same"
     )
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
     beta: float = Field(default=0.05, ge=0, description="KL coefficient, per token in nats")
     kl_target: float | None = Field(
         default=None, gt=0, description="Adapt beta to this KL an episode, in nats (Ziegler et al. 2019)"
@@ -200,7 +217,7 @@ class Reinforce(Settings):
         default="head",
         description="head: on the policy's own states; adapter: its own, started from the reward model",
     )
-    lora: Lora = Lora()
+    lora: PolicyLora = PolicyLora()
     group: int = Field(default=4, ge=2, description="Answers a prompt of rloo and grpo")
     dpo_beta: float = Field(default=0.1, gt=0, description="DPO's beta, for which KL there is no penalty")
     guard: Guard = Guard()

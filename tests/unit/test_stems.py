@@ -136,7 +136,7 @@ def test_a_model_that_changes_given_embeddings_is_read_whole() -> None:
     stems = Stems(_gpt2().eval(), 1)
     assert stems.depth == 0
     with stems.held([(1, 2, 3)]):
-        assert not stems.hold([(1, 2, 3)])
+        assert not stems.covers([(1, 2, 3)])
 
 
 def test_an_adapter_on_upper_blocks_is_merged_like_any_other(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Stems:
         finally:
             self._states = {}
 
-    def hold(self, rows: Sequence[Sequence[int]]) -> bool:
+    def covers(self, rows: Sequence[Sequence[int]]) -> bool:
         return bool(rows) and all(tuple(row) in self._states for row in rows)
 
     def of(self, row: Sequence[int]) -> Tensor:

@@ -118,7 +118,7 @@ class View:
         self, rows: Sequence[Sequence[int]], start: int, end: int | None = None
     ) -> dict[str, Tensor]:
         """What the first block that runs is given of these columns: token ids, or the stems' states."""
-        if self.stems and self.stems.hold(rows):
+        if self.stems and self.stems.covers(rows):
             states = [self.stems.of(row)[start:end] for row in rows]
             return {"inputs_embeds": pad_sequence(states, batch_first=True)}
         ids_BT, _ = pad_right([row[start:end] for row in rows], 0)
@@ -127,7 +127,7 @@ class View:
     @contextmanager
     def _reading(self, rows: Sequence[Sequence[int]]) -> Iterator[None]:
         """The adapter is on, and the blocks that the stems stand for are off."""
-        depth = self.stems.depth if self.stems and self.stems.hold(rows) else 0
+        depth = self.stems.depth if self.stems and self.stems.covers(rows) else 0
         with using(self.model, self.adapter), skipping(self.model, depth):
             yield
 
