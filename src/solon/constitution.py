@@ -7,6 +7,7 @@ identifies the text, whole or in the parts that one stage depends on; every row 
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -16,11 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from solon import shipped
 from solon.digest import digest
 from solon.errors import Problem, ProblemsError, UsageError, did_you_mean
+from solon.records import PromptKind
 from solon.yamlfile import Document, Location, load, validate
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 Purpose = Literal["training", "evaluation"]
+AskedOn = Literal["any", "red_team", "helpful"]
 MIN_COMPARISONS = 8  # Below this a linear probe is not even tried
 
 
@@ -38,6 +41,10 @@ class Principle(_Frozen):
     question: Text = Field(description="The question which of two answers is better")
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="How often it is drawn")
     purpose: Purpose = "training"
+    asked_on: AskedOn = Field(
+        default="any",
+        description="Which prompts it is asked on: red-team prompts, ordinary (helpful) ones, or any",
+    )
 
 
 class Revised(_Frozen):
@@ -81,8 +88,9 @@ class Constitution(_Frozen):
         """Identifies the whole text; changes with any letter of it."""
         return digest(self.model_dump())
 
-    def of(self, purpose: Purpose) -> tuple[Principle, ...]:
-        return tuple(p for p in self.principles if p.purpose == purpose)
+    def of(self, purpose: Purpose, kind: PromptKind | None = None) -> tuple[Principle, ...]:
+        """The principles of a purpose; those that are asked on prompts of this kind, if one is given."""
+        return tuple(p for p in self.principles if p.purpose == purpose and asked_on(p, kind))
 
     def principle(self, name: str) -> Principle:
         """The principle of that id. Raises KeyError if there is none."""
@@ -112,9 +120,11 @@ class Constitution(_Frozen):
         ids = {p.id for p in self.of(purpose)}
         return tuple(c for c in self.demonstrations.comparisons if c.principle in ids)
 
-    def draw(self, rng: random.Random, purpose: Purpose = "training") -> Principle:
-        """One principle at random, in proportion to the weights."""
-        principles = self.of(purpose)
+    def draw(
+        self, rng: random.Random, purpose: Purpose = "training", kind: PromptKind | None = None
+    ) -> Principle:
+        """One of the principles that are asked on such prompts, at random, in proportion to the weights."""
+        principles = self.of(purpose, kind)
         return rng.choices(principles, weights=[p.weight for p in principles])[0]
 
     def advice(self) -> Iterator[str]:
@@ -128,6 +138,11 @@ class Constitution(_Frozen):
                 )
         if not self.of("evaluation"):
             yield "no principle has `purpose: evaluation`, so the stage evaluate cannot run."
+
+
+def asked_on(principle: Principle, kind: PromptKind | None) -> bool:
+    """Whether a principle is asked on prompts of this kind; None stands for prompts of unknown kind."""
+    return kind is None or principle.asked_on in ("any", kind)
 
 
 def load_constitution(name_or_path: str | Path) -> Constitution:
@@ -157,6 +172,11 @@ def _inconsistencies(constitution: Constitution, document: Document) -> Iterator
     if not constitution.of("training"):
         fix = "Mark at least one with `purpose: training`."
         yield document.problem(("principles",), "no principle is for training", fix)
+    for purpose, kind in product(get_args(Purpose), get_args(PromptKind)):
+        if constitution.of(purpose) and not constitution.of(purpose, kind):
+            what = f"no {purpose} principle is asked on {kind} prompts"
+            fix = f"Give at least one `asked_on: {kind}` or `asked_on: any`."
+            yield document.problem(("principles",), what, fix)
     ids = {p.id for p in constitution.principles}
     shown = constitution.demonstrations
     groups: tuple[tuple[str, Sequence[Revised | Comparison]], ...] = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from solon.constitution import Constitution, Principle
 
-_FIELDS = ("about", "critique", "revision", "question", "weight", "purpose")
+_FIELDS = ("about", "critique", "revision", "question", "weight", "purpose", "asked_on")
 
 
 @dataclass(frozen=True)

@@ -241,3 +241,21 @@ def test_a_setting_of_a_later_stage_unfinishes_it_at_once(
     run.execute("red_team")
     assert list(finished_stages(folder)) == [stage.name for stage in STAGES][:7]
     assert set(chat.sources(folder, run.recipe)) == {"base", "sl"}
+
+
+def test_files_of_held_out_prompts_are_kept_whole_and_their_twins_leave_training(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    recipe = tiny_run.write(tmp_path / "r", tiny_model_folder)
+    known = tiny_run.prompts("red_team")[0]["text"]
+    (tmp_path / "r" / "held.txt").write_text(f"{known}\nWho would buy a stolen boat at night?\n")
+    changes = ("red_team.heldout=0", "red_team.written=0", "red_team.heldout_sources=[{file: held.txt}]")
+    tiny_run.open_run(recipe, tmp_path / "run", *changes).execute("red_team")
+    rows = list(read_rows(tmp_path / "run" / "01_red_team" / "rows.parquet", Prompt))
+    held = {(p.text, p.kind, p.origin) for p in rows if p.split == "heldout"}
+    assert held == {
+        (known, "red_team", "file:held.txt"),
+        ("Who would buy a stolen boat at night?", "red_team", "file:held.txt"),
+    }
+    assert known not in {p.text for p in rows if p.split == "train"}
+    assert len(rows) == len(tiny_run.prompts("red_team")) + 1 + len(tiny_run.prompts("helpful"))

@@ -9,8 +9,10 @@ import yaml
 from solon import shipped
 from solon.constitution import dump, load_constitution
 from solon.errors import ProblemsError, UsageError
+from solon.records import PromptKind
 from tests import tiny_run
 
+KINDS: tuple[PromptKind, ...] = ("red_team", "helpful")
 SHIPPED = shipped.names("constitutions", ".yaml")
 
 
@@ -142,3 +144,22 @@ def test_some_principles_alone_keep_their_own_examples() -> None:
     assert some.digest != whole.digest
     with pytest.raises(UsageError, match=r"no principle `cruely`\. Did you mean `cruelty`"):
         whole.only(["cruely"])
+
+
+def test_principles_are_drawn_on_the_prompts_that_they_are_asked_on(tmp_path: Path) -> None:
+    data = tiny_run.constitution()
+    data["principles"][0]["asked_on"] = "red_team"
+    data["principles"][1]["asked_on"] = "helpful"
+    constitution = load_constitution(_write(tmp_path, yaml.safe_dump(data, sort_keys=False)))
+    rng = random.Random(0)
+    drawn = {kind: {constitution.draw(rng, kind=kind).id for _ in range(99)} for kind in KINDS}
+    assert drawn == {"red_team": {"p0", "p2"}, "helpful": {"p1", "p2"}}
+    assert {constitution.draw(rng).id for _ in range(99)} == {"p0", "p1", "p2"}
+
+
+def test_a_kind_of_prompts_that_no_principle_is_asked_on_is_a_fault(tmp_path: Path) -> None:
+    data = tiny_run.constitution()
+    for principle in data["principles"][:3]:
+        principle["asked_on"] = "red_team"
+    with pytest.raises(ProblemsError, match="no training principle is asked on helpful prompts"):
+        load_constitution(_write(tmp_path, yaml.safe_dump(data, sort_keys=False)))

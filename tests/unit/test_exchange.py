@@ -480,7 +480,7 @@ def test_an_export_has_the_shape_of_the_original(tmp_path: Path) -> None:
     data = json.loads(export_constitution(found, "huggingface"))
     assert data == {"constitutions": HUGGINGFACE["constitutions"], "system_chat": []}
     header, first, *_ = export_constitution(found, "csv").splitlines()
-    assert header == '"id","about","critique","revision","question","weight","purpose"'
+    assert header == '"id","about","critique","revision","question","weight","purpose","asked_on"'
     assert first.startswith('"harmful0","Say where it is rude.","Say where it is rude.","Make it polite.",')
 
 

@@ -235,7 +235,7 @@ def test_empty_answer_is_unscored_never_a_half() -> None:
 
 
 def test_mean_win_ranks() -> None:
-    wins = mean_win(_probe(), PRINCIPLE, "q", ["none", "kkk", "k", ""])
+    wins = mean_win(_probe(), Question(PRINCIPLE, "q", "", ""), ["none", "kkk", "k", ""])
     assert wins[3] is None
     scored = [w for w in wins[:3] if w is not None]
     assert sorted(range(3), key=lambda i: -scored[i]) == [1, 2, 0]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -199,8 +200,22 @@ def test_principles_are_averaged_and_do_not_depend_on_the_order() -> None:
 def test_every_principle_is_asked_alone() -> None:
     principles = [_principle(name) for name in "pq"]
     judge = Calibrated(OverPrinciples(_Says({"p": 0.1}), principles, 2, 0), Calibration("none"))
-    table = every_principle(judge, principles, [("q", "a", "b")])
+    table = every_principle(judge, principles, [("q", "a", "b", None)])
     np.testing.assert_array_equal(table, [[0.1, math.nan]])
+
+
+def test_only_principles_that_are_asked_on_a_kind_of_prompt_are_asked_beside_the_drawn_one() -> None:
+    everywhere, harm = _principle("q"), _principle("r").model_copy(update={"asked_on": "red_team"})
+    principles = [_principle("p"), everywhere, harm]
+    judge = OverPrinciples(_Says({"p": 0.1, "q": 0.5, "r": 0.9}), principles, 3, seed=1)
+    asked = {k: {p.id for p in judge.asked(replace(ASKED, kind=k))} for k in (None, "red_team", "helpful")}
+    assert asked == {None: {"p", "q", "r"}, "red_team": {"p", "q", "r"}, "helpful": {"p", "q"}}
+    table = every_principle(
+        Calibrated(judge, Calibration("none")),
+        principles,
+        [("q", "a", "b", "helpful"), ("q", "a", "b", "red_team")],
+    )
+    np.testing.assert_array_equal(table, [[0.1, 0.5, math.nan], [0.1, 0.5, 0.9]])
 
 
 def test_orders_are_averaged_too() -> None:

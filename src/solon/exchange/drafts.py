@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from solon.constitution import Purpose, Text
+from solon.constitution import AskedOn, Purpose, Text
 from solon.errors import Problem
 from solon.rowfiles import printable
 
@@ -68,6 +68,7 @@ class Draft:
     question: str | None = None
     weight: float = 1.0
     purpose: Purpose | None = None
+    asked_on: AskedOn = "any"
 
 
 @dataclass(frozen=True)

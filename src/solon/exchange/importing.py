@@ -129,8 +129,15 @@ def _misfits(wholes: Sequence[Whole], purposes: Sequence[Purpose]) -> list[Probl
 
 
 def _principle(whole: Whole, purpose: Purpose) -> Principle:
-    weight = whole.draft.weight
-    return Principle(id=whole.id, about=whole.about, weight=weight, purpose=purpose, **whole.wordings)
+    draft = whole.draft
+    return Principle(
+        id=whole.id,
+        about=whole.about,
+        weight=draft.weight,
+        purpose=purpose,
+        asked_on=draft.asked_on,
+        **whole.wordings,
+    )
 
 
 def _worked(readings: Sequence[Reading], wholes: Sequence[Whole]) -> tuple[tuple[Revised, ...], int]:

@@ -6,10 +6,11 @@ them and a statement for the others. Names of columns are read without regard to
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from solon.constitution import Principle, Purpose
+from solon.constitution import AskedOn, Principle, Purpose
 from solon.errors import Problem, UsageError
 from solon.exchange.drafts import CSV, Draft, Reading, Spot, left_out, wording
 from solon.rowfiles import FileRow, printable, read_table
@@ -95,9 +96,10 @@ def _draft(row: FileRow, columns: dict[str, str], file: str, problems: list[Prob
         what = "the row is empty" if not cells else f"the row has no statement and no {lacking[0]}"
         problems.append(spot.problem(what, "Write a statement or all three wordings, or delete the row."))
     weight = _weight(cells.get("weight"), spot, problems)
-    purpose = _purpose(cells.get("purpose"), spot, problems)
+    purpose = _one_of(get_args(Purpose), "purpose", cells.get("purpose"), spot, problems)
+    where = _one_of(get_args(AskedOn), "asked_on", cells.get("asked_on"), spot, problems)
     key = texts.pop("id", None)
-    return Draft(spot, key, weight=weight, purpose=purpose, **texts)
+    return Draft(spot, key, weight=weight, purpose=purpose, asked_on=where or "any", **texts)
 
 
 def _weight(cell: str | None, spot: Spot, problems: list[Problem]) -> float:
@@ -111,14 +113,14 @@ def _weight(cell: str | None, spot: Spot, problems: list[Problem]) -> float:
     return weight
 
 
-def _purpose(cell: str | None, spot: Spot, problems: list[Problem]) -> Purpose | None:
-    if cell is None:
-        return None
-    for purpose in get_args(Purpose):
-        if cell.strip().lower() == purpose:
-            return purpose  # type: ignore[no-any-return]
-    what = f"is `{printable(cell)}`"
-    problems.append(spot.at("purpose").problem(what, "Write training or evaluation, or leave it empty."))
+def _one_of(
+    allowed: Sequence[str], column: str, cell: str | None, spot: Spot, problems: list[Problem]
+) -> Any:
+    """Which of these words a cell says; None if it is empty."""
+    if cell is None or cell.strip().lower() in allowed:
+        return cell and cell.strip().lower()
+    fix = f"Write {', '.join(allowed[:-1])} or {allowed[-1]}, or leave it empty."
+    problems.append(spot.at(column).problem(f"is `{printable(cell)}`", fix))
     return None
 
 

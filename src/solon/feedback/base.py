@@ -11,19 +11,24 @@ from typing import Protocol
 from solon.constitution import Principle
 from solon.engines.base import Conversation, Engine, Message
 from solon.errors import RunError
+from solon.records import PromptKind
 
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "Setting"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """Which of the answers a and b to `prompt` does `principle` prefer? `history` came before the prompt."""
+    """Which of the answers a and b to `prompt` does `principle` prefer? `history` came before the prompt.
+
+    `kind` tells which principles are asked on such a prompt; None: all of them.
+    """
 
     principle: Principle
     prompt: str
     a: str
     b: str
     history: Conversation = ()
+    kind: PromptKind | None = None
 
     @property
     def conversation(self) -> Conversation:
@@ -147,10 +152,13 @@ def _later(history: Conversation) -> Conversation:
     return next((history[i:] for i in range(1, len(history)) if history[i].role == "user"), ())
 
 
-def mean_win(judge: Judge, principle: Principle, prompt: str, answers: Sequence[str]) -> list[float | None]:
-    """Each answer's mean probability of beating the others; None where the judge scored none of its pairs."""
+def mean_win(judge: Judge, about: Question, answers: Sequence[str]) -> list[float | None]:
+    """Each answer's mean probability of beating the others, asked as `about` is with two of them as a and b.
+
+    None where the judge scored none of its pairs.
+    """
     pairs = [(i, j) for i in range(len(answers)) for j in range(i + 1, len(answers))]
-    questions = [Question(principle, prompt, answers[i], answers[j]) for i, j in pairs]
+    questions = [replace(about, a=answers[i], b=answers[j]) for i, j in pairs]
     wins: list[list[float]] = [[] for _ in answers]
     for (i, j), judgement in zip(pairs, judge.compare(questions), strict=True):
         if judgement.p_a is not None:

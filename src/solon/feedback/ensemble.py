@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from solon.constitution import Principle
+from solon.constitution import Principle, asked_on
 from solon.digest import seed_from
 from solon.feedback.base import Judge, Judgement, Question
 from solon.feedback.calibration import Calibrated
+from solon.records import PromptKind
 
 
 class Ensemble:
@@ -48,7 +49,8 @@ class OverPrinciples:
 
     def asked(self, question: Question) -> tuple[Principle, ...]:
         """The question's principle first, then others, the same for the same two answers in any order."""
-        others = [p for p in self._principles if p.id != question.principle.id]
+        mine = question.principle.id
+        others = [p for p in self._principles if p.id != mine and asked_on(p, question.kind)]
         rng = random.Random(seed_from(self._seed, question.prompt, sorted([question.a, question.b])))
         return (question.principle, *rng.sample(others, min(self._count - 1, len(others))))
 
@@ -69,13 +71,25 @@ def by_one_principle(judge: Judge) -> Judge:
 
 
 def every_principle(
-    judge: Calibrated, principles: Sequence[Principle], pairs: Sequence[tuple[str, str, str]]
+    judge: Calibrated,
+    principles: Sequence[Principle],
+    pairs: Sequence[tuple[str, str, str, PromptKind | None]],
 ) -> NDArray[np.float64]:
-    """P(a) by each principle alone, [pairs, principles], NaN where unscored; pairs are (prompt, a, b)."""
-    questions = [Question(p, prompt, a, b) for prompt, a, b in pairs for p in principles]
-    judgements = Calibrated(by_one_principle(judge.judge), judge.calibration).compare(questions)
-    values = [math.nan if j.p_a is None else j.p_a for j in judgements]
-    return np.array(values, dtype=np.float64).reshape(len(pairs), len(principles))
+    """P(a) by each principle alone, [pairs, principles]; pairs are (prompt, a, b, kind of prompt).
+
+    NaN where unscored, and where a principle is not asked on prompts of that kind.
+    """
+    p_NK = np.full((len(pairs), len(principles)), math.nan)
+    asked = [
+        (n, k, Question(principle, prompt, a, b, kind=kind))
+        for n, (prompt, a, b, kind) in enumerate(pairs)
+        for k, principle in enumerate(principles)
+        if asked_on(principle, kind)
+    ]
+    judge = Calibrated(by_one_principle(judge.judge), judge.calibration)
+    for (n, k, _), found in zip(asked, judge.compare([q for *_, q in asked]), strict=True):
+        p_NK[n, k] = math.nan if found.p_a is None else found.p_a
+    return p_NK
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from solon.constitution import Principle
 from solon.digest import seed_from
 from solon.engines.base import GenerateRequest, completions
 from solon.engines.local import LocalEngine
@@ -116,12 +117,9 @@ def _verdicts(recipe: Recipe, inputs: Inputs, judge: Judge, answers: Sequence[Wr
     by_model = {name: {a.prompt_id: a for a in _of(answers, name)} for name in models}
     for first, second in combinations(models, 2):
         pairs = [(by_model[second][i], by_model[first][i]) for i in by_model[first]]
-        principles = [
-            inputs.constitution.draw(random.Random(seed_from(recipe.seed, a.prompt_id)), "evaluation")
-            for a, _ in pairs
-        ]
+        principles = [_principle(recipe, inputs, a.prompt_id, a.prompt_kind) for a, _ in pairs]
         questions = [
-            Question(principle, a.prompt, a.text, b.text)
+            Question(principle, a.prompt, a.text, b.text, kind=a.prompt_kind)
             for (a, b), principle in zip(pairs, principles, strict=True)
         ]
         for (a, b), principle, judgement in zip(pairs, principles, judge.compare(questions), strict=True):
@@ -138,6 +136,11 @@ def _verdicts(recipe: Recipe, inputs: Inputs, judge: Judge, answers: Sequence[Wr
                 b_id=b.id,
                 p_a=0.5 if a.text == b.text else judgement.p_a,
             )
+
+
+def _principle(recipe: Recipe, inputs: Inputs, prompt_id: str, kind: PromptKind) -> Principle:
+    """The evaluation principle that is drawn for a prompt."""
+    return inputs.constitution.draw(random.Random(seed_from(recipe.seed, prompt_id)), "evaluation", kind)
 
 
 def win(p_a: float) -> float:
@@ -214,10 +217,11 @@ def _revision_curve(recipe: Recipe, inputs: Inputs, judge: Judge) -> list[dict[s
         }
         questions = [
             Question(
-                inputs.constitution.draw(random.Random(seed_from(recipe.seed, i)), "evaluation"),
+                _principle(recipe, inputs, i, "red_team"),
                 first[i].prompt,
                 current[i].text,
                 first[i].text,
+                kind="red_team",
             )
             for i in sorted(first)
         ]

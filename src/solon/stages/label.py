@@ -36,7 +36,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     def work(batch: Sequence[Sequence[Written]]) -> tuple[list[Label], int]:
         before = engine.tokens_read + engine.tokens_generated
         drawn = [pair for group in batch for pair in _pairs(recipe, inputs, group)]
-        questions = [Question(principle, a.prompt, a.text, b.text) for a, b, principle in drawn]
+        questions = [Question(p, a.prompt, a.text, b.text, kind=a.prompt_kind) for a, b, p in drawn]
         rows = [
             _label(recipe, inputs, judge, pair, question, judgement)
             for pair, question, judgement in zip(drawn, questions, judge.compare(questions), strict=True)
@@ -60,7 +60,7 @@ def _metrics(recipe: Recipe, inputs: Inputs, judge: Calibrated, rows: Sequence[L
     random.Random(seed_from(recipe.seed, "effects")).shuffle(sample)
     if sample := sample[: recipe.label.effects]:
         principles = inputs.constitution.of("training")
-        pairs = [(row.prompt, row.a, row.b) for row in sample]
+        pairs = [(row.prompt, row.a, row.b, row.prompt_kind) for row in sample]
         p_NK = every_principle(judge, principles, pairs)
         found["effects"] = as_metrics(p_NK, [p.id for p in principles], drawn)
     return found
@@ -71,7 +71,8 @@ def _pairs(recipe: Recipe, inputs: Inputs, answers: Sequence[Written]) -> list[D
     rng = random.Random(seed_from(recipe.seed, answers[0].prompt_id, "pairs"))
     different = [(a, b) for a, b in combinations(answers, 2) if a.text != b.text]
     chosen = rng.sample(different, min(recipe.label.pairs, len(different)))
-    return [(*_shuffled(pair, rng), inputs.constitution.draw(rng)) for pair in chosen]
+    kind = answers[0].prompt_kind
+    return [(*_shuffled(pair, rng), inputs.constitution.draw(rng, kind=kind)) for pair in chosen]
 
 
 def _shuffled(pair: tuple[Written, Written], rng: random.Random) -> tuple[Written, Written]:

@@ -126,10 +126,13 @@ class Watch:
         """P(better than the SL model's answer); equal texts are a tie without asking."""
         questions = [
             Question(
-                self._inputs.constitution.draw(random.Random(seed_from(self._recipe.seed, "guard", p.id))),
+                self._inputs.constitution.draw(
+                    random.Random(seed_from(self._recipe.seed, "guard", p.id)), kind=p.kind
+                ),
                 p.text,
                 text,
                 first,
+                kind=p.kind,
             )
             for p, text, first in zip(self._prompts, texts, self._first, strict=True)
         ]

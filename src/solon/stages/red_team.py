@@ -28,8 +28,10 @@ _MIN_WORDS = 4
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     settings = recipe.red_team
     given = [
-        *_from_files(recipe, inputs, settings.helpful, "helpful"),
-        *_from_files(recipe, inputs, settings.sources, "red_team"),
+        *_from_files(recipe, inputs, settings.helpful, "helpful", settings.heldout),
+        *_from_files(recipe, inputs, settings.sources, "red_team", settings.heldout),
+        *_from_files(recipe, inputs, settings.heldout_helpful, "helpful", 1.0),
+        *_from_files(recipe, inputs, settings.heldout_sources, "red_team", 1.0),
     ]
     # Held-out prompts come first, so that of two twins the training one is dropped.
     given.sort(key=lambda p: p.split != "heldout")
@@ -65,8 +67,9 @@ def split_of(text: str, heldout: float) -> Split:
     return "heldout" if fraction < heldout else "train"
 
 
-def _from_files(recipe: Recipe, inputs: Inputs, sources: Sequence[Source], kind: PromptKind) -> list[Prompt]:
-    settings = recipe.red_team
+def _from_files(
+    recipe: Recipe, inputs: Inputs, sources: Sequence[Source], kind: PromptKind, heldout: float
+) -> list[Prompt]:
     return [
         Prompt(
             # The name alone: a row's id must not depend on where a checkout lies.
@@ -74,10 +77,10 @@ def _from_files(recipe: Recipe, inputs: Inputs, sources: Sequence[Source], kind:
             text=raw.text,
             kind=kind,
             category=raw.category,
-            split=split_of(raw.text, settings.heldout),
+            split=split_of(raw.text, heldout),
         )
         for source in sources
-        for raw in read_prompts(source, inputs.beside, settings.max_words)
+        for raw in read_prompts(source, inputs.beside, recipe.red_team.max_words)
     ]
 
 

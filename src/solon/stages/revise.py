@@ -117,7 +117,7 @@ class Reviser:
 
     def _principle(self, prompt: Prompt, number: int) -> Principle:
         rng = random.Random(seed_from(self._seed, prompt.id, "round", number))
-        return self._constitution.draw(rng)
+        return self._constitution.draw(rng, kind=prompt.kind)
 
     def _examples(self, threads: Sequence[Thread], number: int) -> tuple[Revised, ...]:
         """Worked examples drawn anew each round, one draw a batch: an engine reads a common start once."""
@@ -224,8 +224,9 @@ class Reviser:
         assert self._judge is not None
         usable = [i for i, row in enumerate(rows) if row.unusable is None]
         before, prompt = thread.current.text, thread.prompt.text
-        wins = mean_win(self._judge, draw.principle, prompt, [*(rows[i].text for i in usable), before])
-        questions = [Question(draw.principle, prompt, rows[i].text, before) for i in usable]
+        about = Question(draw.principle, prompt, before, before, kind=thread.prompt.kind)
+        wins = mean_win(self._judge, about, [*(rows[i].text for i in usable), before])
+        questions = [replace(about, a=rows[i].text) for i in usable]
         judged = list(rows)
         for i, win, against in zip(usable, wins, self._judge.compare(questions), strict=False):
             worse = against.p_a is not None and against.p_a < 0.5
