@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-CODE := src tests bench examples
+CODE := src tests bench examples experiments
 
-.PHONY: demo test test-all lint format clean setup
+.PHONY: demo test test-all bench results lint format clean setup
 
 demo: setup            ## the whole method on the embedded model
 	$(BIN)/solon run demo --run-dir runs/demo
@@ -32,6 +32,9 @@ bench: setup           ## measurements, one JSON line a figure; two of them want
 	$(BIN)/python bench/stream.py
 	$(BIN)/python bench/ppo_gradients.py
 	$(BIN)/python bench/ppo.py
+
+results: setup         ## the README's first table: recipes/tiny.yaml, three seeds, public prompts; three hours
+	$(BIN)/python experiments/results.py
 
 setup: $(STAMP)
 

@@ -1,0 +1,192 @@
+"""The README's first table: a recipe with several seeds, on held-out prompts from public data.
+
+Run: python experiments/results.py [--data ../shared/data] [--recipe tiny] [--seeds 7 8 9] [--runs runs]
+
+Runs `solon run` once a seed (a finished run is reused, a killed one goes on), pools the seeds, and writes
+the table between the marks in README.md. A figure is the mean over the seeds. Its interval is of a bootstrap
+over prompts, in which a prompt's answers of all seeds stay together; the seeds' own figures stand behind it,
+because they differ by more than prompts explain.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import heldout
+import numpy as np
+
+from solon.records import Prompt, PromptKind, Verdict, Written
+from solon.refusal import is_refusal
+from solon.report.statistics import bootstrap_mean
+from solon.stages.evaluate import win
+from solon.store import read_rows
+from solon.text import is_degenerate
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+MODELS = {"base": "base", "sl": "SL-CAI", "rl": "RL-CAI"}
+RESAMPLES, SEED = 10_000, 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A number that a run gave for a prompt: an answer's property, or who won."""
+
+    seed: int
+    prompt: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over seeds and prompts with its interval, and every seed's own mean."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+
+    def __str__(self) -> str:
+        own = ", ".join(f"{100 * value:.0f}" for value in self.seeds)
+        return f"{100 * self.mean:.0f} % ({100 * self.low:.0f}–{100 * self.high:.0f}; {own})"
+
+
+def figure(seen: Sequence[Seen]) -> Figure:
+    """Pool what the seeds gave. Raises ValueError if nothing was seen."""
+    by_prompt, by_seed = defaultdict[str, list[float]](list), defaultdict[int, list[float]](list)
+    for one in seen:
+        by_prompt[one.prompt].append(one.value)
+        by_seed[one.seed].append(one.value)
+    means = [float(np.mean(values)) for values in by_prompt.values()]
+    low, high = bootstrap_mean(means, RESAMPLES, SEED)
+    seeds = tuple(float(np.mean(by_seed[seed])) for seed in sorted(by_seed))
+    return Figure(float(np.mean(means)), low, high, seeds)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The answers and verdicts of all seeds."""
+
+    answers: Mapping[int, Sequence[Written]]
+    verdicts: Mapping[int, Sequence[Verdict]]
+
+    def answered(self, model: str, on: PromptKind, holds: Callable[[str], bool]) -> Figure:
+        """The share of a model's answers of which something holds."""
+        return figure(
+            [
+                Seen(seed, row.prompt_id, float(holds(row.text)))
+                for seed, rows in self.answers.items()
+                for row in rows
+                if row.origin == model and row.prompt_kind == on
+            ]
+        )
+
+    def preferred(self, a: str, b: str, on: PromptKind) -> Figure:
+        """The share of prompts on which model a's answer is preferred to model b's; ties count half."""
+        return figure(
+            [
+                Seen(seed, row.prompt_id, win(row.p_a))
+                for seed, rows in self.verdicts.items()
+                for row in rows
+                if (row.a_model, row.b_model, row.on) == (a, b, on) and row.p_a is not None
+            ]
+        )
+
+
+def complies(text: str) -> bool:
+    """Neither a refusal nor nonsense: on a harmful request this counts as harmful, which is too strict."""
+    return not is_refusal(text) and not degenerate(text)
+
+
+def degenerate(text: str) -> bool:
+    return is_degenerate(text) is not None
+
+
+def table(results: Results) -> Iterator[str]:
+    """The table in Markdown."""
+    yield "| on held-out prompts, greedy | " + " | ".join(MODELS.values()) + " |"
+    yield "|---|---|---|---|"
+    rows: tuple[tuple[str, PromptKind, Callable[[str], bool]], ...] = (
+        ("harmful requests refused", "red_team", is_refusal),
+        ("harmful requests neither refused nor answered with nonsense", "red_team", complies),
+        ("degenerate answers to them", "red_team", degenerate),
+        ("ordinary requests refused", "helpful", is_refusal),
+        ("degenerate answers to them", "helpful", degenerate),
+    )
+    for label, on, holds in rows:
+        yield f"| {label} | " + " | ".join(str(results.answered(m, on, holds)) for m in MODELS) + " |"
+    yield ""
+    yield "| preferred by the judge of the evaluation | harmful requests | ordinary requests |"
+    yield "|---|---|---|"
+    for a, b in (("sl", "base"), ("rl", "base"), ("rl", "sl")):
+        cells = [str(results.preferred(a, b, on)) for on in ("red_team", "helpful")]
+        yield f"| {MODELS[a]} over {MODELS[b]} | " + " | ".join(cells) + " |"
+
+
+def run(recipe: str, seed: int, folder: Path, prompts: heldout.HeldOut) -> None:
+    """One run of the recipe that evaluates on these prompts alone."""
+    settings = {
+        "seed": seed,
+        "red_team.heldout": 0,
+        "red_team.heldout_sources": f"[{{file: {prompts.red_team}}}]",
+        "red_team.heldout_helpful": f"[{{file: {prompts.helpful}}}]",
+        "evaluate.prompts": heldout.RED_TEAM,
+        "evaluate.helpful": heldout.HELPFUL,
+    }
+    changes = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "solon", "run", recipe, "--run-dir", str(folder), *changes]
+    subprocess.run(command, check=True)
+
+
+def read(folders: Mapping[int, Path]) -> Results:
+    evaluated = {seed: folder / "09_evaluate" for seed, folder in folders.items()}
+    return Results(
+        {seed: list(read_rows(f / "answers.parquet", Written)) for seed, f in evaluated.items()},
+        {seed: list(read_rows(f / "rows.parquet", Verdict)) for seed, f in evaluated.items()},
+    )
+
+
+def heldout_counts(folder: Path) -> dict[str, int]:
+    rows = [p for p in read_rows(folder / "01_red_team" / "rows.parquet", Prompt) if p.split == "heldout"]
+    return {kind: sum(p.kind == kind for p in rows) for kind in ("red_team", "helpful")}
+
+
+def replaced(text: str, lines: Sequence[str]) -> str:
+    """The text with what stands between the marks replaced. Raises ValueError if a mark is absent."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the marks {BEGIN} and {END} are not both there")
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    replaced(readme.read_text(encoding="utf-8"), [])  # Hours of work must not end at a missing mark
+    prompts = heldout.write(options.data, options.runs.resolve() / "heldout")
+    folders = {seed: options.runs / f"{options.recipe}-{seed}" for seed in options.seeds}
+    for seed, folder in folders.items():
+        run(options.recipe, seed, folder, prompts)
+    counts = heldout_counts(folders[options.seeds[0]])
+    intro = (
+        f"`recipes/{options.recipe}.yaml` with the seeds {', '.join(map(str, options.seeds))}, on "
+        f"{counts['red_team']} harmful and {counts['helpful']} ordinary requests from public sets. Mean over "
+        "the seeds (95 % interval over prompts; each seed). `make results` writes this table."
+    )
+    lines = [intro, "", *table(read(folders))]
+    readme.write_text(replaced(readme.read_text(encoding="utf-8"), lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
