@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 Steps = Sequence[dict[str, float]]
 
 WINDOW = 5  # Steps in a running mean: a step's sixteen answers are noisy
-LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Nats an answer
+LEVELS = (1.0, 2.0, 4.0, 8.0, 16.0)  # Nats an answer
 COLOURS = {"Solon": "#1b6ca8", "TRL 1.12.0": "#c0561f"}
 
 
