@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -65,6 +65,7 @@ class Divided:
         self._device = device
         self._helping = False
         model.base_model.register_forward_pre_hook(self._announce)
+        model.get_input_embeddings().register_forward_hook(_want_gradient)
 
     def settle(self) -> None:
         """Return once every process is here; until then make the passes that the others make."""
@@ -95,6 +96,15 @@ class Divided:
                     torch.autograd.backward(found.last_hidden_state.sum() * 0.0)
         finally:
             self._helping = False
+
+
+def _want_gradient(module: nn.Module, arguments: Any, states_BTD: Tensor) -> None:
+    """Let gradients pass through every block, as in the passes that others make with us.
+
+    Where the lower blocks have no adapter they would end above them, and the others would wait for ever.
+    """
+    if torch.is_grad_enabled():
+        states_BTD.requires_grad_(True)
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
