@@ -30,7 +30,7 @@ PLAN = [[[[2, 0]], [[3, 1]]]]  # One epoch of two minibatches, each read at once
 
 
 def settings(**changes: Any) -> Reinforce:
-    given = {"episodes": 4, "minibatch": 2, "lora": {"rank": 4, "alpha": 8}, **changes}
+    given = {"episodes": 4, "minibatch": 2, "lora": {"rank": 4, "alpha": 8, "layers": 1}, **changes}
     return Reinforce.model_validate(given)
 
 
