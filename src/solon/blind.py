@@ -77,13 +77,19 @@ def ask(
     models: Mapping[str, ModelSource], prompts: Sequence[str], sampling: Sampling, device: str, dtype: str
 ) -> list[Answered]:
     """Every model's answer to every prompt, one model in memory at a time."""
-    found, where = list[Answered](), pick_device(device)
+    where = pick_device(device)
     requests = [GenerateRequest(user(text), sampling, i) for i, text in enumerate(prompts)]
-    for name, source in models.items():
+
+    def texts(source: ModelSource) -> list[str]:
+        """The engine is gone when the next one is opened."""
         engine = open_engine(source, where, pick_dtype(dtype, where), _BATCH_TOKENS)
-        rows = enumerate(zip(prompts, completions(engine, requests), strict=True))
-        found += [Answered(number, text, name, given.text) for number, (text, given) in rows]
-    return found
+        return [completion.text for completion in completions(engine, requests)]
+
+    return [
+        Answered(number, prompt, name, answer)
+        for name, source in models.items()
+        for number, (prompt, answer) in enumerate(zip(prompts, texts(source), strict=True))
+    ]
 
 
 def shuffled(answers: Sequence[Answered], seed: int) -> list[Answered]:

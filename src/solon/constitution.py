@@ -23,7 +23,7 @@ from solon.yamlfile import Document, Location, load, validate
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 Purpose = Literal["training", "evaluation"]
-AskedOn = Literal["any", "red_team", "helpful"]
+AskedOn = Literal["any", PromptKind]
 MIN_COMPARISONS = 8  # Below this a linear probe is not even tried
 
 

@@ -121,7 +121,7 @@ def open_actors(
     reference = View(frozen.get_base_model())
     if settings.method == "lora":
         stems = Stems(actor.model, depth_below(actor.model, POLICY))
-        actor, reference = replace(actor, stems=stems), replace(reference, stems=stems)
+        actor, reference = on_stems(actor, stems), on_stems(reference, stems)
         critic = critic and on_stems(critic, stems)
         reward_model.view = on_stems(reward_model.view, stems)
     policy = Policy(actor, reference, temperature, critic)

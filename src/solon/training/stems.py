@@ -57,7 +57,7 @@ class Stems:
             chosen = [rows[i] for i in batch]
             ids_BT = pad_right(chosen, 0)[0].to(self._model.device)
             with using(self._model, None):
-                states = _entering(self._model, ids_BT, self.depth)
+                [states] = _entering(self._model, ids_BT, self.depth)
             # Copies: a part of the batch's tensor would keep all of it.
             found |= {row: state[: len(row)].clone() for row, state in zip(chosen, states, strict=True)}
         return found
@@ -96,9 +96,9 @@ def fill_skipped(cache: DynamicCache, depth: int, length: int, like: Tensor) -> 
         cache.update(nothing, nothing, layer)
 
 
-def _entering(model: Any, ids_BT: Tensor, depth: int) -> Tensor:
-    found: Tensor = hidden_at(model, [depth], lambda: model.base_model(input_ids=ids_BT, use_cache=False))[0]
-    return found
+def _entering(model: Any, ids_BT: Tensor, *depths: int) -> list[Tensor]:
+    """The states that enter these blocks; of their number, what leaves the last."""
+    return hidden_at(model, depths, lambda: model.base_model(input_ids=ids_BT, use_cache=False))
 
 
 @torch.no_grad()
@@ -108,15 +108,14 @@ def _can_start_at(model: Any, depth: int) -> bool:
     It cannot be where embeddings are scaled or have positions added, or blocks give more than states.
     """
     ids_BT = torch.arange(4, device=model.device).unsqueeze(0)
-    given = []
-    handle = blocks(model)[0].register_forward_hook(lambda module, args, output: given.append(output))
+    layers, given = blocks(model), []
+    handle = layers[0].register_forward_hook(lambda module, args, output: given.append(output))
     try:
-        whole_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        stem_BTD, whole_BTD = _entering(model, ids_BT, depth, len(layers))
     finally:
         handle.remove()
     if not isinstance(given[0], Tensor):
         return False
-    state = _entering(model, ids_BT, depth)
     with skipping(model, depth):
-        upper_BTD = model.base_model(inputs_embeds=state, use_cache=False).last_hidden_state
+        upper_BTD = model.base_model(inputs_embeds=stem_BTD, use_cache=False).last_hidden_state
     return torch.equal(whole_BTD, upper_BTD)
