@@ -118,7 +118,7 @@ def main() -> None:
         principles=PRINCIPLES,
         slices=len(ours_rate),
         difference=difference(ours_all, peer_all),
-        peak_memory_mb=round(peak_memory_mb()),
+        peak_memory_mb=round(peak_memory_mb(device)),
         **to_float32(groups, shown, device, ours_all, peer_all) if dtype != torch.float32 else {},
     )
 

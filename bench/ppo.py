@@ -38,7 +38,7 @@ from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
 from solon.recipe import Lora
 from solon.stages.reward import EncodedPair, learn, plan_steps
 from solon.training.adapters import trainable
-from solon.training.encoding import Encoder
+from solon.training.encoding import Encoded, Encoder
 from solon.training.optimiser import Optimiser
 from solon.training.reward_model import RewardModel, new_reward_model
 
@@ -132,7 +132,8 @@ def prepare(folder: Path, device: str, dtype: torch.dtype) -> Bench:
     rows = answers(encoded(Encoder(tokenizer), "evaluation"))[:16]
     ours_B = model.score(rows)
     shift = float((model.head.bias - model.get_buffer("mean")) / model.get_buffer("std"))
-    theirs_B = as_classifier(model, Path(source.path), folder / "trl-reward", rows) + shift
+    ids = [row.ids for row in rows]
+    theirs_B = as_classifier(model, Path(source.path), folder / "trl-reward", ids) + shift
     common = Settings(
         model=str(source.path),
         reward=str(folder / "solon-reward"),
@@ -166,15 +167,15 @@ def prepare(folder: Path, device: str, dtype: torch.dtype) -> Bench:
 def encoded(encoder: Encoder, purpose: Literal["training", "evaluation"]) -> list[EncodedPair]:
     """The constitution's comparisons of that purpose as ids, the better answer first."""
 
-    def ids(comparison: Comparison, answer: str) -> tuple[int, ...]:
-        return encoder.encode(comparison.prompt, answer, "stop", 512).ids
+    def row(comparison: Comparison, answer: str) -> Encoded:
+        return encoder.encode(comparison.prompt, answer, "stop", 512)
 
     found = load_constitution("harmless").comparisons(purpose)
-    return [EncodedPair(c.prompt, ids(c, c.better), ids(c, c.worse), 1.0) for c in found]
+    return [EncodedPair(c.prompt, row(c, c.better), row(c, c.worse), 1.0) for c in found]
 
 
-def answers(pairs: Sequence[EncodedPair]) -> list[tuple[int, ...]]:
-    return sorted({ids for pair in pairs for ids in (pair.a, pair.b)})
+def answers(pairs: Sequence[EncodedPair]) -> list[Encoded]:
+    return sorted({row for pair in pairs for row in (pair.a, pair.b)}, key=lambda row: row.ids)
 
 
 def train_reward(encoder: Encoder, model: RewardModel) -> RewardModel:

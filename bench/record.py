@@ -32,9 +32,12 @@ def _processor(file: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
+    """Of the packages that a figure depends on; Solon's own also where it is not installed."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("solon", "torch", "transformers", *packages)}
+    from solon import __version__
+
+    return {"solon": __version__, **{name: version(name) for name in ("torch", "transformers", *packages)}}
 
 
 def peak_memory_mb(device: str = "cpu") -> float:

@@ -61,7 +61,7 @@ def train(settings: Settings) -> None:
         return [episode for episode, _ in sampler.answer([prompts[n] for n in numbers], numbers)]
 
     def reward(episodes: Sequence[Episode]) -> Tensor:
-        scores_B = actors.reward.score([e.ids for e in episodes]) + settings.shift
+        scores_B = actors.reward.score(episodes) + settings.shift
         unfinished_B = torch.tensor([not e.finished for e in episodes])
         return scores_B - (settings.missing_end_penalty or 0.0) * unfinished_B
 

@@ -27,6 +27,11 @@ class ProbeSettings(Settings):
         min_length=1,
         description="How far each principle's direction may stray from the common one; 0: not at all",
     )
+    kinds: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
+        default=(0.0, 1.0),
+        min_length=1,
+        description="How far the direction for red-team prompts may stray from that for ordinary ones",
+    )
     off_topic: float = Field(
         default=0.5,
         ge=0,

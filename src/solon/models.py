@@ -251,7 +251,16 @@ def load_model(source: ModelSource, device: str, dtype: "torch.dtype") -> Any:
     if info["missing_keys"] or info["mismatched_keys"]:
         first = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))[0]
         raise UsageError(f"{source.path}: the weights do not fit config.json ({first}). Save the model anew.")
+    if device.startswith("cuda"):
+        _leave_cudnn_attention()
     return model.to(device).eval()
+
+
+def _leave_cudnn_attention() -> None:
+    """Its plans are made anew for every shape, and generation has another shape at every token."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def load_tokenizer(source: ModelSource) -> Any:

@@ -145,6 +145,15 @@ class Reward(Settings):
     """The reward (preference) model."""
 
     heldout: float = Field(default=0.2, gt=0, lt=1, description="Share of prompts whose pairs test it")
+    pooling: Literal["last", "mean"] = Field(
+        default="last", description="Of an answer's states: its last token's, or the mean over its tokens"
+    )
+    depth: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the blocks, from the first, below its head"
+    )
+    head: Literal["random", "fitted"] = Field(
+        default="random", description="Where the head starts: fitted is by logistic regression on the pairs"
+    )
     lora: Lora = Lora()
     optimiser: Optimiser = Optimiser(learning_rate=2e-4, epochs=1)
     max_tokens: int = Field(default=512, ge=16)
@@ -287,6 +296,15 @@ class Recipe(Settings):
     reward: Reward = Reward()
     reinforce: Reinforce = Reinforce()
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _critic_fits(self) -> "Recipe":
+        if self.reinforce.critic == "adapter" and (self.reward.pooling, self.reward.depth) != ("last", 1.0):
+            raise ValueError(
+                "reinforce.critic: adapter reads every token's last state with the reward model's head: it "
+                "wants reward.pooling: last and reward.depth: 1. Set these, or reinforce.critic: head"
+            )
+        return self
 
     def role(self, name: RoleName) -> Role:
         return self.critic if name == "critic" else self.judge_of(name)

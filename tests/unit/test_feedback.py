@@ -17,13 +17,17 @@ from solon.feedback.base import Judgement, Question, fit_to_context, mean_win, s
 from solon.feedback.choice import ChoiceJudge
 from solon.feedback.demonstrated import demonstrated
 from solon.feedback.linear_probe import Grid, LinearProbe, off_topic_pairs
-from solon.feedback.readout import fit
+from solon.feedback.readout import fit, fit_path
 
 PRINCIPLE = Principle(id="p", about="a", critique="c", revision="r", question="Which is kinder?")
 
 
 def _comparison(number: int) -> Comparison:
     return Comparison(principle="p", prompt=f"q{number}", better=f"kind {number}", worse=f"rude {number}")
+
+
+def _taught(count: int) -> list[tuple[Comparison, Principle]]:
+    return [(_comparison(i), PRINCIPLE) for i in range(count)]
 
 
 def _letters(request: ScoreRequest, layer: float) -> list[float]:
@@ -35,7 +39,7 @@ ONE = Grid((0.5,), ("mean",), (1.0,), (0.0,))
 
 
 def _probe(grid: Grid = ONE, count: int = 8) -> LinearProbe:
-    return LinearProbe(ScriptedEngine(hidden=_letters), [_comparison(i) for i in range(count)], grid, 4, 0)
+    return LinearProbe(ScriptedEngine(hidden=_letters), _taught(count), grid, 4, 0)
 
 
 def test_fit_finds_the_optimum() -> None:
@@ -44,7 +48,7 @@ def test_fit_finds_the_optimum() -> None:
     Scale: better [1, 3], worse [-1, 1], so std over [1, 3, -1, 1] is sqrt(2) and each difference is
     d = 2/sqrt(2) = sqrt(2). The optimum solves w = 2 d sigmoid(-w d).
     """
-    readout = fit(np.array([[1.0], [3.0]]), np.array([[-1.0], [1.0]]), ["p", "p"], l2=1.0)
+    readout = fit(np.array([[1.0], [3.0]]), np.array([[-1.0], [1.0]]), l2=1.0)
     w, d = float(readout.overall_D[0]), math.sqrt(2)
     assert w == pytest.approx(2 * d * sigmoid(-w * d), abs=1e-4)
     assert w > 0
@@ -55,7 +59,8 @@ def test_own_directions_solve_the_joint_problem() -> None:
     rng = np.random.default_rng(1)
     better, worse = rng.normal(0.4, 1, (12, 3)), rng.normal(0, 1, (12, 3))
     groups, own, l2 = ["p", "q"] * 6, 0.5, 2.0
-    readout = fit(better, worse, groups, l2, own)
+    shares = math.sqrt(own) * np.array([[group == "p", group == "q"] for group in groups], dtype=float)
+    readout = fit(better, worse, l2, shares)
     difference = (better - worse) / readout.scale_D
     naive = np.zeros((12, 9))
     naive[:, :3] = difference
@@ -67,18 +72,19 @@ def test_own_directions_solve_the_joint_problem() -> None:
         right = 1 / (1 + np.exp(-(naive @ weights)))
         weights -= 0.02 * (l2 * weights - naive.T @ (1 - right))
     np.testing.assert_allclose(readout.overall_D, weights[:3], atol=1e-5)
-    for group, start in (("p", 3), ("q", 6)):
-        whole = weights[:3] + math.sqrt(own) * weights[start : start + 3]
-        np.testing.assert_allclose(readout.of_group[group], whole, atol=1e-5)
+    np.testing.assert_allclose(readout.strays_GD, weights[3:].reshape(2, 3), atol=1e-5)
+    expected = naive @ weights
+    found = readout.score(better, shares) - readout.score(worse, shares)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @given(shift=st.floats(-100, 100))
 def test_readout_differences_ignore_a_common_shift(shift: float) -> None:
     rng = np.random.default_rng(0)
-    better, worse, groups = rng.normal(1, 1, (12, 3)), rng.normal(0, 1, (12, 3)), ["p"] * 12
-    plain, moved = fit(better, worse, groups, 1.0), fit(better + shift, worse + shift, groups, 1.0)
-    before = plain.score(better, groups) - plain.score(worse, groups)
-    after = moved.score(better + shift, groups) - moved.score(worse + shift, groups)
+    better, worse = rng.normal(1, 1, (12, 3)), rng.normal(0, 1, (12, 3))
+    plain, moved = fit(better, worse, 1.0), fit(better + shift, worse + shift, 1.0)
+    before = plain.score(better) - plain.score(worse)
+    after = moved.score(better + shift) - moved.score(worse + shift)
     np.testing.assert_allclose(before, after, atol=1e-3)
 
 
@@ -104,7 +110,7 @@ def test_probe_chooses_the_layer_that_tells() -> None:
         noise = [math.sin(37.0 * len(request.continuation) + sum(map(ord, request.continuation)))]
         return noise if layer < 0.5 else _letters(request, layer)[:1]
 
-    comparisons = [_comparison(i) for i in range(12)]
+    comparisons = _taught(12)
     probe = LinearProbe(
         ScriptedEngine(hidden=hidden), comparisons, Grid((0.2, 0.8), ("mean",), (1.0,), (0.0,)), 4, 0
     )
@@ -120,11 +126,11 @@ def test_what_is_held_out_was_never_seen() -> None:
     def hidden(request: ScoreRequest, layer: float) -> list[float]:
         return known.setdefault(request.continuation, rng.normal(0, 1, 60).tolist())
 
-    comparisons = [_comparison(i) for i in range(40)]
+    comparisons = _taught(40)
     probe = LinearProbe(
         ScriptedEngine(hidden=hidden), comparisons, Grid((0.5,), ("mean",), (0.1,), (0.0,)), 5, 0
     )
-    asked = [Question(PRINCIPLE, c.prompt, c.better, c.worse) for c in comparisons]
+    asked = [Question(PRINCIPLE, c.prompt, c.better, c.worse) for c, _ in comparisons]
     fitted = [j.p_a for j in probe.compare(asked) if j.p_a is not None]
     assert min(fitted) > 0.5
     assert sum(p > 0.5 for p in probe.held_out()) < 32
@@ -308,6 +314,42 @@ def test_off_topic_pairs_stay_in_their_fold(
     assert all(folds[i] == folds[j] and prompts[i] != prompts[j] for i, j in pairs)
 
 
+def test_penalties_of_one_path_are_those_fitted_alone() -> None:
+    rng = np.random.default_rng(4)
+    better, worse, shares = rng.normal(0.3, 1, (9, 4)), rng.normal(0, 1, (9, 4)), rng.random((9, 2))
+    for l2, readout in zip((0.5, 5.0), fit_path(better, worse, (0.5, 5.0), shares), strict=True):
+        alone = fit(better, worse, l2, shares)
+        np.testing.assert_allclose(readout.overall_D, alone.overall_D, atol=1e-9)
+        np.testing.assert_allclose(readout.strays_GD, alone.strays_GD, atol=1e-9)
+
+
+def _refusing(request: ScoreRequest, layer: float) -> list[float]:
+    return [float(request.continuation.startswith("no")), 1.0]
+
+
+def test_a_refusal_may_be_better_on_one_kind_of_prompt_and_worse_on_the_other() -> None:
+    """One direction cannot say so; the cross-validation finds that the kinds want their own."""
+    harm = PRINCIPLE.model_copy(update={"id": "harm", "asked_on": "red_team"})
+    help_ = PRINCIPLE.model_copy(update={"id": "help", "asked_on": "helpful"})
+    taught = [
+        (Comparison(principle=p.id, prompt=f"{p.id} {i}", better=texts[0], worse=texts[1]), p)
+        for i in range(8)
+        for p, texts in ((harm, (f"no {i}", f"yes {i}")), (help_, (f"yes {i}", f"no {i}")))
+    ]
+    grid = Grid((0.5,), ("mean",), (1.0,), (0.0,), (0.0, 4.0))
+    probe = LinearProbe(ScriptedEngine(hidden=_refusing), taught, grid, 4, 0)
+    assert probe.setting.kinds == 4.0
+    anywhere = PRINCIPLE.model_copy(update={"id": "new"})
+    asked = [Question(anywhere, "q", "no", "yes", kind=kind) for kind in ("red_team", "helpful", None)]
+    harmful, ordinary, unknown = (j.p_a for j in probe.compare(asked))
+    assert harmful is not None
+    assert ordinary is not None
+    assert harmful > 0.7
+    assert ordinary < 0.3
+    assert unknown == pytest.approx(0.5, abs=0.05)
+    assert min(probe.held_out()) > 0.5
+
+
 def _topic_and_kindness(request: ScoreRequest, layer: float) -> list[float]:
     """Whether the answer has the number of its question, and whether it is kind."""
     number = request.conversation[-1].content.removeprefix("q")
@@ -318,7 +360,7 @@ def _topic_and_kindness(request: ScoreRequest, layer: float) -> list[float]:
 def test_a_probe_can_be_taught_that_an_answer_belongs_to_its_question(share: float, preferred: float) -> None:
     """Without off-topic pairs the first feature never differs, and the probe is blind to it."""
     engine = ScriptedEngine(hidden=_topic_and_kindness)
-    probe = LinearProbe(engine, [_comparison(i) for i in range(24)], ONE, 2, 0, share)
+    probe = LinearProbe(engine, _taught(24), ONE, 2, 0, share)
     [judgement] = probe.compare([Question(PRINCIPLE, "q7", "kind 7", "kind 8")])
     assert judgement.p_a is not None
     assert judgement.p_a == pytest.approx(0.5) if share == 0 else judgement.p_a > preferred

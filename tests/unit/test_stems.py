@@ -91,11 +91,10 @@ def test_nothing_is_held_afterwards_and_other_rows_go_the_whole_way(made: Actors
 
 
 def test_a_model_whose_adapter_reaches_further_down_reads_the_whole_way(made: Actors) -> None:
-    rows = [e.ids for e in EPISODES]
-    expected = made.reward.score(rows)
+    expected = made.reward.score(EPISODES)
     assert made.reward.view.stems is None
     with made.policy.holding(EPISODES):
-        assert torch.equal(made.reward.score(rows), expected)
+        assert torch.equal(made.reward.score(EPISODES), expected)
 
 
 def test_a_step_learns_what_it_would_without_stems(tiny_model_folder: Path, tmp_path: Path) -> None:

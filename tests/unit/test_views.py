@@ -1,5 +1,6 @@
 """Several models on one trunk: each reads as it would alone, and none changes another."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,12 +109,12 @@ def test_a_reward_model_scores_on_the_shared_trunk_as_alone(
     alone = load_reward_model(
         tmp_path / "reward", load_model(source, "cpu", torch.float32), load_tokenizer(source)
     )
-    rows = [e.ids for e in EPISODES]
-    torch.testing.assert_close(made.reward.score(rows), alone.score(rows), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made.reward.score(EPISODES), alone.score(EPISODES), atol=1e-5, rtol=1e-5)
     with using(alone.view.model, "reward"), torch.no_grad():
-        one = alone.view.model.base_model(input_ids=torch.tensor([rows[1]])).last_hidden_state[0, -1]
+        ids = torch.tensor([EPISODES[1].ids])
+        one = alone.view.model.base_model(input_ids=ids).last_hidden_state[0, -1]
     by_hand = (float(alone.head(one)) - 0.25) / 2.0
-    assert float(alone.score(rows)[1]) == pytest.approx(by_hand, abs=1e-5)
+    assert float(alone.score(EPISODES)[1]) == pytest.approx(by_hand, abs=1e-5)
     assert not any(p.requires_grad for p in made.reward.head.parameters())
 
 
@@ -143,7 +144,7 @@ def test_a_critic_of_its_own_starts_as_the_reward_model(
     made = actors(tiny_model_folder, tmp_path, settings(critic="adapter", method=method))
     reading = made.policy(EPISODES)
     # The value before the second answer token is the score of the row up to the first.
-    cut = [e.prompt + e.answer[:1] for e in EPISODES if len(e.answer) > 1]
+    cut = [replace(e, answer=e.answer[:1]) for e in EPISODES if len(e.answer) > 1]
     seconds = [1, 3, 8]  # places in the answers laid end to end: lengths 2, 4, 1, 3
     torch.testing.assert_close(
         reading.value_N.detach()[seconds], made.reward.score(cut), atol=1e-4, rtol=1e-4

@@ -48,18 +48,19 @@ class _ReachedError(Exception):
 def hidden_at(model: Any, depths: Sequence[int], forward: Callable[[], Any]) -> list[Tensor]:
     """The hidden states [B, T, width] that enter the blocks of these numbers during `forward`.
 
-    The number of blocks stands for what leaves the last one, normed. Nothing above the deepest is computed.
+    The number of blocks stands for what leaves the last one, normed. Nothing above the deepest is computed,
+    unless the model is divided: its processes pass all blocks together.
 
     Raises:
         RunError: a block is never run.
     """
-    layers, deepest = blocks(model), max(depths)
+    layers, deepest, whole = blocks(model), max(depths), not divided(model)
     kept: dict[int, Tensor] = {}
 
     def keep(depth: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             kept[depth] = args[0] if args else kwargs["hidden_states"]
-            if depth == deepest:
+            if depth == deepest and whole:
                 raise _ReachedError
 
         return hook

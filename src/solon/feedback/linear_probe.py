@@ -8,7 +8,11 @@ Fluent text about something else looks like a good answer to such a readout. So 
 given a second time with the better answer to another question as the worse one; this is how dense retrievers
 are taught what belongs to a question (Karpukhin et al. 2020, sec. 3.2, negatives from the same batch).
 
-Layer, pooling and strength are chosen by cross-validation. What is reported for the constitution's own
+On a red-team prompt a refusal is often the better answer, on an ordinary one hardly ever; one direction
+cannot say both. So there is a direction for either kind of prompt around a common one, and around these one
+for each principle, as far as the comparisons call for it.
+
+Layer, pooling and strengths are chosen by cross-validation. What is reported for the constitution's own
 comparisons is nested: the choice is made anew without the comparisons that it is tested on.
 
 Names carry shapes: n comparisons, L layers, P poolings, D features.
@@ -17,42 +21,79 @@ Names carry shapes: n comparisons, L layers, P poolings, D features.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import compress, product
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from solon.constitution import MIN_COMPARISONS, Comparison
+from solon.constitution import MIN_COMPARISONS, AskedOn, Comparison, Principle
 from solon.digest import seed_from
 from solon.engines.base import Conversation, Pooling, ReadableEngine, ScoreRequest, user
 from solon.errors import UsageError
 from solon.feedback.base import Judgement, Question, fit_to_context, judged, sigmoid
-from solon.feedback.readout import Array, Readout, fit
+from solon.feedback.readout import Array, Readout, fit_path
+from solon.records import PromptKind
 
 Features = NDArray[np.float32]
+KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 
 
 @dataclass(frozen=True)
 class ProbeSetting:
-    """What is read and how strongly it is fitted. `own` is how far a principle's direction may stray."""
+    """What is read and how strongly it is fitted.
+
+    `own` is how far a principle's direction may stray, `kinds` how far that of a kind of prompt.
+    """
 
     layer: float
     pooling: Pooling
     l2: float
     own: float
+    kinds: float
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The settings that cross-validation chooses from: all combinations."""
+    """The settings that cross-validation chooses from."""
 
     layers: tuple[float, ...]
     poolings: tuple[Pooling, ...]
     l2: tuple[float, ...]
     own: tuple[float, ...]
+    kinds: tuple[float, ...] = (0.0,)
 
-    def settings(self) -> list[ProbeSetting]:
-        return [ProbeSetting(*values) for values in product(self.layers, self.poolings, self.l2, self.own)]
+    def places(self) -> list[list[ProbeSetting]]:
+        """The settings of every layer and pooling, with the loosest of `own` and `kinds`."""
+        strays = (max(self.own), max(self.kinds))
+        return [self._path(*place, *strays) for place in product(self.layers, self.poolings)]
+
+    def at(self, place: ProbeSetting) -> list[list[ProbeSetting]]:
+        """All settings of one layer and pooling."""
+        strays = product(self.own, self.kinds)
+        return [self._path(place.layer, place.pooling, own, kinds) for own, kinds in strays]
+
+    def _path(self, layer: float, pooling: Pooling, own: float, kinds: float) -> list[ProbeSetting]:
+        """Settings that differ in `l2` alone."""
+        return [ProbeSetting(layer, pooling, l2, own, kinds) for l2 in self.l2]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The directions that stray from the common one: those of the kinds of prompts, and of the principles."""
+
+    principles: tuple[str, ...]
+
+    def shares(self, principles: Sequence[str], asked_on: Sequence[AskedOn], setting: ProbeSetting) -> Array:
+        """[n, G] for `readout.fit`; what is asked on any prompt is half of either kind."""
+        of_kind = [[_belongs(on, kind) for kind in KINDS] for on in asked_on]
+        of_principle = [[float(name == own) for own in self.principles] for name in principles]
+        scaled = (np.sqrt(setting.kinds) * np.array(of_kind), np.sqrt(setting.own) * np.array(of_principle))
+        return np.concatenate(scaled, 1)
+
+
+def _belongs(asked_on: AskedOn, kind: PromptKind) -> float:
+    return 1 / len(KINDS) if asked_on == "any" else float(asked_on == kind)
 
 
 @dataclass(frozen=True)
@@ -65,12 +106,19 @@ class Taught:
     better: Features
     worse: Features
     principles: tuple[str, ...]
+    asked_on: tuple[AskedOn, ...]
     folds: NDArray[np.int64]
     real: NDArray[np.bool_]
 
     def only(self, kept: NDArray[np.bool_]) -> "Taught":
-        names = tuple(p for p, keep in zip(self.principles, kept, strict=True) if keep)
-        return Taught(self.better[kept], self.worse[kept], names, self.folds[kept], self.real[kept])
+        return Taught(
+            self.better[kept],
+            self.worse[kept],
+            tuple(compress(self.principles, kept)),
+            tuple(compress(self.asked_on, kept)),
+            self.folds[kept],
+            self.real[kept],
+        )
 
 
 class LinearProbe:
@@ -79,13 +127,16 @@ class LinearProbe:
     def __init__(
         self,
         engine: ReadableEngine,
-        comparisons: Sequence[Comparison],
+        comparisons: Sequence[tuple[Comparison, Principle]],
         grid: Grid,
         folds: int,
         seed: int,
         off_topic: float = 0.0,
     ) -> None:
-        """Choose a setting and fit it. Raises UsageError if there are fewer than `MIN_COMPARISONS`."""
+        """Choose a setting and fit it to comparisons, each with its principle.
+
+        Raises UsageError if there are fewer than `MIN_COMPARISONS`.
+        """
         if len(comparisons) < MIN_COMPARISONS:
             raise UsageError(
                 f"the linear probe needs at least {MIN_COMPARISONS} comparisons, the constitution has "
@@ -93,10 +144,11 @@ class LinearProbe:
                 "or set judge.kind=choice."
             )
         self._engine = engine
-        self._grid = grid
         self._taught = _teach(engine, comparisons, grid, folds, seed, off_topic)
-        self.setting = choose(self._taught, grid)
-        self._readout = _fit(self._taught, grid, self.setting)
+        self._groups = Groups(tuple(sorted({principle.id for _, principle in comparisons})))
+        self._reading = _Reading(grid, self._groups)
+        self.setting = self._reading.choose(self._taught)
+        [self._readout] = self._reading.fit(self._taught, [self.setting])
 
     @property
     def name(self) -> str:
@@ -113,14 +165,14 @@ class LinearProbe:
         for fold in np.unique(taught.folds):
             test = taught.folds == fold
             if not test.all():
-                rest = taught.only(~test)
-                setting = choose(rest, self._grid)
-                tested = test & taught.real
-                p_n[tested] = _read(_fit(rest, self._grid, setting), taught.only(tested), self._grid, setting)
+                rest, tested = taught.only(~test), test & taught.real
+                setting = self._reading.choose(rest)
+                [readout] = self._reading.fit(rest, [setting])
+                p_n[tested] = self._reading.read(readout, taught.only(tested), setting)
         return [None if np.isnan(p) else float(p) for p in p_n[taught.real]]
 
     def compare(self, questions: Sequence[Question]) -> list[Judgement]:
-        """sigmoid(readout of a - readout of b), by the direction of the question's principle."""
+        """sigmoid(readout of a - readout of b), by the direction of the principle and the kind of prompt."""
         return judged(questions, self._compare)
 
     def _compare(self, questions: Sequence[Question]) -> list[Judgement]:
@@ -141,8 +193,12 @@ class LinearProbe:
         layers, poolings = [self.setting.layer], [self.setting.pooling]
         features = self._engine.hidden_features(list(unique), layers, poolings)[:, 0, 0].astype(np.float64)
         chosen = features[[unique[request] for request in requests]]
+        if not questions:
+            return []
         principles = [q.principle.id for q in questions for _ in "ab"]
-        return [float(score) for score in self._readout.score(chosen, principles)] if questions else []
+        asked_on = [q.kind or q.principle.asked_on for q in questions for _ in "ab"]
+        shares = self._groups.shares(principles, asked_on, self.setting)
+        return [float(score) for score in self._readout.score(chosen, shares)]
 
 
 def _conversation(question: Question) -> Conversation:
@@ -151,12 +207,13 @@ def _conversation(question: Question) -> Conversation:
 
 def _teach(
     engine: ReadableEngine,
-    comparisons: Sequence[Comparison],
+    taught: Sequence[tuple[Comparison, Principle]],
     grid: Grid,
     folds: int,
     seed: int,
     off_topic: float,
 ) -> Taught:
+    comparisons = [comparison for comparison, _ in taught]
     fold_of = [seed_from(seed, c.prompt) % folds for c in comparisons]
     made = off_topic_pairs([c.prompt for c in comparisons], fold_of, off_topic, seed)
     shown = [(c.prompt, c.better, c.worse) for c in comparisons]
@@ -168,6 +225,7 @@ def _teach(
         found[::2],
         found[1::2],
         tuple(comparisons[i].principle for i in sources),
+        tuple(taught[i][1].asked_on for i in sources),
         np.array([fold_of[i] for i in sources], dtype=np.int64),
         np.arange(len(sources)) < len(comparisons),
     )
@@ -191,42 +249,55 @@ def off_topic_pairs(
     return pairs
 
 
-def choose(taught: Taught, grid: Grid) -> ProbeSetting:
-    """The setting with the least cross-validated log-loss; the first of equals."""
-    settings = grid.settings()
-    if len(settings) == 1:
-        return settings[0]
-    losses = [_validation_loss(taught, grid, setting) for setting in settings]
-    return settings[int(np.argmin(losses))]
+@dataclass(frozen=True)
+class _Reading:
+    """Fits and reads taught comparisons at the settings of a grid."""
 
+    grid: Grid
+    groups: Groups
 
-def _validation_loss(taught: Taught, grid: Grid, setting: ProbeSetting) -> float:
-    """Mean of -log P(better), each by a readout fitted on the other folds."""
-    losses: list[float] = []
-    for fold in np.unique(taught.folds):
-        test = taught.folds == fold
-        if not test.all():
-            readout = _fit(taught.only(~test), grid, setting)
-            tested = taught.only(test & taught.real)
-            losses.extend(-np.log(np.maximum(_read(readout, tested, grid, setting), 1e-9)))
-    return float(np.mean(losses)) if losses else 0.0
+    def choose(self, taught: Taught) -> ProbeSetting:
+        """The setting with the least cross-validated log-loss; the first of equals.
 
+        First the layer and the pooling, then the strengths there: all combinations would take minutes.
+        """
+        place = self._best(taught, self.grid.places())
+        return self._best(taught, self.grid.at(place))
 
-def _slice(features: Features, grid: Grid, setting: ProbeSetting) -> Array:
-    """The [n, D] of a setting from [n, L, P, D]."""
-    layer, pooling = grid.layers.index(setting.layer), grid.poolings.index(setting.pooling)
-    return features[:, layer, pooling].astype(np.float64)
+    def _best(self, taught: Taught, paths: Sequence[Sequence[ProbeSetting]]) -> ProbeSetting:
+        settings = [setting for path in paths for setting in path]
+        if len(settings) == 1:
+            return settings[0]
+        losses = [loss for path in paths for loss in self._validation_losses(taught, path)]
+        return settings[int(np.argmin(losses))]
 
+    def _validation_losses(self, taught: Taught, path: Sequence[ProbeSetting]) -> Array:
+        """Of each setting: mean of -log P(better), each by a readout fitted on the other folds."""
+        losses: list[Array] = []
+        for fold in np.unique(taught.folds):
+            test = taught.folds == fold
+            if not test.all():
+                tested = taught.only(test & taught.real)
+                fitted = zip(self.fit(taught.only(~test), path), path, strict=True)
+                p_Sn = np.stack([self.read(readout, tested, setting) for readout, setting in fitted])
+                losses.append(-np.log(np.maximum(p_Sn, 1e-9)))
+        return np.concatenate(losses, 1).mean(1) if losses else np.zeros(len(path))
 
-def _fit(taught: Taught, grid: Grid, setting: ProbeSetting) -> Readout:
-    better, worse = (_slice(side, grid, setting) for side in (taught.better, taught.worse))
-    return fit(better, worse, taught.principles, setting.l2, setting.own)
+    def fit(self, taught: Taught, path: Sequence[ProbeSetting]) -> list[Readout]:
+        """A readout for each of the settings, which differ in `l2` alone."""
+        better, worse = (self._slice(side, path[0]) for side in (taught.better, taught.worse))
+        shares = self.groups.shares(taught.principles, taught.asked_on, path[0])
+        return fit_path(better, worse, [setting.l2 for setting in path], shares)
 
+    def read(self, readout: Readout, taught: Taught, setting: ProbeSetting) -> Array:
+        """P(better) of each comparison."""
+        shares = self.groups.shares(taught.principles, taught.asked_on, setting)
+        better, worse = (
+            readout.score(self._slice(side, setting), shares) for side in (taught.better, taught.worse)
+        )
+        return np.array([sigmoid(float(x)) for x in better - worse])
 
-def _read(readout: Readout, taught: Taught, grid: Grid, setting: ProbeSetting) -> Array:
-    """P(better) of each comparison."""
-    better, worse = (
-        readout.score(_slice(side, grid, setting), taught.principles)
-        for side in (taught.better, taught.worse)
-    )
-    return np.array([sigmoid(float(x)) for x in better - worse])
+    def _slice(self, features: Features, setting: ProbeSetting) -> Array:
+        """The [n, D] of a setting from [n, L, P, D]."""
+        layer = self.grid.layers.index(setting.layer)
+        return features[:, layer, self.grid.poolings.index(setting.pooling)].astype(np.float64)

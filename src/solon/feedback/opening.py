@@ -99,11 +99,12 @@ def open_judge(kind: JudgeKind, bench: Bench) -> Judge:
 
 
 def _linear_probe(bench: Bench) -> Judge:
-    probe, comparisons = bench.settings.probe, bench.constitution.comparisons(bench.purpose)
-    grid = Grid(probe.layers, probe.poolings, probe.l2, probe.own)
+    probe, settings, purpose = bench.settings.probe, bench.settings, bench.purpose
+    shown = [(c, bench.constitution.principle(c.principle)) for c in bench.constitution.comparisons(purpose)]
+    grid = Grid(probe.layers, probe.poolings, probe.l2, probe.own, probe.kinds)
     if not isinstance(bench.engine, ReadableEngine):
         raise UsageError(f"linear_probe reads hidden states, which {bench.engine.name} does not show.")
-    return LinearProbe(bench.engine, comparisons, grid, bench.settings.folds, bench.seed, probe.off_topic)
+    return LinearProbe(bench.engine, shown, grid, settings.folds, bench.seed, probe.off_topic)
 
 
 def _choice(bench: Bench) -> Judge:

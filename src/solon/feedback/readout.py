@@ -1,9 +1,9 @@
-"""Logistic readouts of features that compare answers, fitted on pairs with a known better one.
+"""Logistic readouts of features that compare answers, fitted on pairs of which the first is better.
 
-Pure functions on numbers. Names carry shapes: n pairs, D features.
+Pure functions on numbers. Names carry shapes: n pairs, D features, G groups.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,80 +11,113 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 _NEWTON_STEPS = 50
+_SMALL = 1e-7  # Of a step: Newton's next one would be about its square
 
 
 @dataclass(frozen=True)
 class Readout:
     """Directions in standardised feature space; an answer's score is its projection, in logits.
 
-    `overall_D` is what all groups (principles) have in common, `of_group` the whole direction of each.
+    `overall_D` is what all pairs have in common, `strays_GD` how each group's direction strays from it.
     """
 
     overall_D: Array
-    of_group: Mapping[str, Array]
+    strays_GD: Array
     mean_D: Array
     scale_D: Array
 
-    def score(self, features_nD: Array, groups: Sequence[str]) -> Array:
-        """[n] from features [n, D] and their groups; an unknown group is read by the overall direction.
+    def score(self, features_nD: Array, shares_nG: Array | None = None) -> Array:
+        """[n] from features [n, D] and how far each answer's question is of each group, as in `fit`.
 
         A difference of two scores is the log-odds of the first answer.
         """
         standard_nD = (features_nD - self.mean_D) / self.scale_D
-        weights_nD = np.stack([self.of_group.get(group, self.overall_D) for group in groups])
+        weights_nD = self.overall_D if shares_nG is None else self.overall_D + shares_nG @ self.strays_GD
         return np.asarray((standard_nD * weights_nD).sum(1), dtype=np.float64)
 
 
-def fit(better_nD: Array, worse_nD: Array, groups: Sequence[str], l2: float, own: float = 0.0) -> Readout:
-    """Logistic regression on pair differences without intercept, a direction a group around a common one.
+def fit(
+    better_nD: Array,
+    worse_nD: Array,
+    l2: float,
+    shares_nG: Array | None = None,
+    p_n: Array | None = None,
+) -> Readout:
+    """Logistic regression on pair differences without intercept: directions of groups around a common one.
 
-    Minimises sum_i log(1 + exp(-(w + v_g(i))·d_i)) + l2/2 (|w|^2 + sum_g |v_g|^2 / own), d_i the standardised
-    difference of pair i: Bradley and Terry (1952) with linear strengths; the split into w and v_g is Evgeniou
-    and Pontil (2004), sec. 2. `own` = 0 gives all groups one direction. The problem is convex, and its
-    optimum lies in the span of the differences, so Newton's method runs in n dimensions.
+    Minimises sum_i log(1 + exp(-(w + s_i V)·d_i)) + l2/2 (|w|^2 + |V|^2), d_i the standardised difference of
+    pair i: Bradley and Terry (1952) with linear strengths; the split into w and V is Evgeniou and Pontil
+    (2004), sec. 2. The problem is convex, and its optimum lies in the span of the differences, so Newton's
+    method runs in n dimensions.
+
+    Args:
+        shares_nG: s_i, how far pair i is of each group; the square of a share is how cheaply the group's
+            direction may stray. None: one direction for all.
+        p_n: the first answer of pair i is better with that probability only, and the loss is the
+            cross-entropy. None: certainly.
     """
+    return fit_path(better_nD, worse_nD, [l2], shares_nG, p_n)[0]
+
+
+def fit_path(
+    better_nD: Array,
+    worse_nD: Array,
+    l2: Sequence[float],
+    shares_nG: Array | None = None,
+    p_n: Array | None = None,
+) -> list[Readout]:
+    """As `fit`, for several penalties; what does not depend on them is computed once."""
     both = np.concatenate([better_nD, worse_nD])
     mean_D, scale_D = both.mean(0), both.std(0) + 1e-6
     d_nD = (better_nD - worse_nD) / scale_D
-    names = np.array(groups)
-    kernel_nn = (d_nD @ d_nD.T) * (1.0 + own * (names[:, None] == names[None, :]))
-    alpha_n = _dual(kernel_nn, l2)
-    overall_D = alpha_n @ d_nD
-    of_group = {
-        str(name): overall_D + own * (alpha_n[names == name] @ d_nD[names == name])
-        for name in (sorted(set(groups)) if own else ())
-    }
-    return Readout(overall_D, of_group, mean_D, scale_D)
+    shares_nG = np.zeros((len(d_nD), 0)) if shares_nG is None else shares_nG
+    kernel_nn = (d_nD @ d_nD.T) * (1.0 + shares_nG @ shares_nG.T)
+    alphas = _dual(kernel_nn, l2, np.ones(len(d_nD)) if p_n is None else p_n)
+    return [
+        Readout(alpha_n @ d_nD, (shares_nG * alpha_n[:, None]).T @ d_nD, mean_D, scale_D)
+        for alpha_n in alphas
+    ]
 
 
-def _dual(kernel_nn: Array, l2: float) -> Array:
-    """Weights [n] of the pairs: the optimum is the sum of their differences so weighted."""
+def _dual(kernel_nn: Array, l2: Sequence[float], p_n: Array) -> list[Array]:
+    """Weights [n] of the pairs for each penalty: the optimum is the sum of their differences so weighted."""
     values_r, vectors_nr = np.linalg.eigh(kernel_nn)
     kept = values_r > values_r.max(initial=0.0) * 1e-10
-    root_r = np.sqrt(values_r[kept])
-    b_r = _newton(vectors_nr[:, kept] * root_r, l2)
-    return np.asarray(vectors_nr[:, kept] @ (b_r / root_r), dtype=np.float64)
+    root_r, vectors_nr = np.sqrt(values_r[kept]), vectors_nr[:, kept]
+    z_nr, b_r = vectors_nr * root_r, np.zeros(int(kept.sum()))
+    found: dict[float, Array] = {}
+    for penalty in sorted(l2, reverse=True):  # Each starts from the one before, which is not far
+        b_r = _newton(z_nr, penalty, p_n, b_r)
+        found[penalty] = np.asarray(vectors_nr @ (b_r / root_r), dtype=np.float64)
+    return [found[penalty] for penalty in l2]
 
 
-def _newton(z_nr: Array, l2: float) -> Array:
-    """The minimum of sum softplus(-z b) + l2/2 |b|^2, with steps halved until the loss does not rise."""
-    b_r = np.zeros(z_nr.shape[1])
+def _newton(z_nr: Array, l2: float, p_n: Array, b_r: Array) -> Array:
+    """The minimum, sought from `b_r` on, of the cross-entropy of sigmoid(z b) to p, plus l2/2 |b|^2.
+
+    Steps are halved until the loss does not rise.
+    """
     for _ in range(_NEWTON_STEPS):
-        p_n = _sigmoid(z_nr @ b_r)
-        gradient_r = l2 * b_r - z_nr.T @ (1 - p_n)
-        hessian_rr = (z_nr.T * (p_n * (1 - p_n))) @ z_nr + l2 * np.eye(len(b_r))
+        said_n = _sigmoid(z_nr @ b_r)
+        gradient_r = l2 * b_r - z_nr.T @ (p_n - said_n)
+        hessian_rr = (z_nr.T * (said_n * (1 - said_n))) @ z_nr + l2 * np.eye(len(b_r))
         step_r = np.linalg.solve(hessian_rr, gradient_r)
         size = 1.0
-        while size > 1e-8 and _loss(z_nr, b_r - size * step_r, l2) > _loss(z_nr, b_r, l2):
+        while size > 1e-8 and _loss(z_nr, b_r - size * step_r, l2, p_n) > _loss(z_nr, b_r, l2, p_n):
             size /= 2
         b_r = b_r - size * step_r
-        if float(np.abs(step_r).max(initial=0.0)) < 1e-9:
+        if float(np.abs(step_r).max(initial=0.0)) < _SMALL:
             break
     return b_r
 
 
-def _loss(z_nr: Array, b_r: Array, l2: float) -> float:
-    return float(np.logaddexp(0.0, -(z_nr @ b_r)).sum() + l2 / 2 * (b_r @ b_r))
+def _loss(z_nr: Array, b_r: Array, l2: float, p_n: Array) -> float:
+    return cross_entropy(z_nr @ b_r, p_n) + float(l2 / 2 * (b_r @ b_r))
+
+
+def cross_entropy(logits_n: Array, p_n: Array) -> float:
+    """Of sigmoid(logits) to the probabilities, summed, in nats."""
+    return float((np.logaddexp(0.0, logits_n) - p_n * logits_n).sum())
 
 
 def _sigmoid(x: Array) -> Array:

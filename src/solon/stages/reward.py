@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from solon.digest import seed_from
@@ -21,22 +22,24 @@ from solon.records import Label
 from solon.report.statistics import ece, reliability, wilson
 from solon.store import StageResult, Workspace
 from solon.training.adapters import trainable
-from solon.training.encoding import Encoder
+from solon.training.encoding import Encoded, Encoder
+from solon.training.head_start import PAIRS, fit_head
 from solon.training.losses import soft_bradley_terry
 from solon.training.optimiser import Optimiser
 from solon.training.resumable import Resumable
 from solon.training.reward_model import RewardModel, new_reward_model
+from solon.training.views import ReadAt
 
 _REFERENCE = 128  # Answers that set mean and deviation: a standard error of the mean below 0.1
 
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """Two encoded conversations and the probability that the first is preferred."""
+    """Two encoded answers to a prompt and the probability that the first is preferred."""
 
     prompt_id: str
-    a: tuple[int, ...]
-    b: tuple[int, ...]
+    a: Encoded
+    b: Encoded
     p_a: float
 
 
@@ -46,8 +49,10 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     encoder = Encoder(tokenizer)
     train, test = split_pairs(inputs.rows("label", Label), encoder, recipe)
     model = _new(recipe, source)
+    if recipe.reward.head == "fitted":
+        start_head(model, train, recipe.seed)
     trainer = _fit(recipe, model, train, workspace)
-    answers = sorted({ids for pair in [*train, *test] for ids in (pair.a, pair.b)})
+    answers = sorted({e for pair in [*train, *test] for e in (pair.a, pair.b)}, key=lambda e: e.ids)
     chosen = random.Random(seed_from(recipe.seed, "reference")).sample(answers, min(_REFERENCE, len(answers)))
     model.normalise_on(chosen)
     model.save(workspace.folder / "model", tokenizer)
@@ -55,9 +60,25 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
 
 
 def _new(recipe: Recipe, source: ModelSource) -> RewardModel:
-    device = pick_device(recipe.device)
-    seed = seed_from(recipe.seed, "reward")
-    return new_reward_model(source, device, pick_dtype(recipe.dtype, device), recipe.reward.lora, seed)
+    device, settings = pick_device(recipe.device), recipe.reward
+    dtype, seed = pick_dtype(recipe.dtype, device), seed_from(recipe.seed, "reward")
+    at = ReadAt(settings.depth, settings.pooling)
+    return new_reward_model(source, device, dtype, settings.lora, seed, at)
+
+
+@torch.no_grad()
+def start_head(model: RewardModel, pairs: Sequence[EncodedPair], seed: int) -> None:
+    """Let the head start as a logistic regression on what it reads of these pairs."""
+    chosen = random.Random(seed_from(seed, "head")).sample(pairs, min(PAIRS, len(pairs)))
+    answers = list(dict.fromkeys(e for pair in chosen for e in (pair.a, pair.b)))
+    place = {e: i for i, e in enumerate(answers)}
+    features = model.features(answers).double().numpy()
+    a_nD, b_nD = (
+        features[[place[e] for e in side]] for side in zip(*((p.a, p.b) for p in chosen), strict=True)
+    )
+    head = fit_head(a_nD, b_nD, np.array([p.p_a for p in chosen]), [p.prompt_id for p in chosen])
+    model.head.weight.copy_(torch.from_numpy(head.weight_D))
+    model.head.bias.fill_(head.bias)
 
 
 def split_pairs(
@@ -77,7 +98,7 @@ def split_pairs(
         a = encoder.encode(label.prompt, label.a, label.a_finish, settings.max_tokens)
         b = encoder.encode(label.prompt, label.b, label.b_finish, settings.max_tokens)
         held = label.prompt_id in held_out_prompts
-        sides[held].append(EncodedPair(label.prompt_id, a.ids, b.ids, label.p_a))
+        sides[held].append(EncodedPair(label.prompt_id, a, b, label.p_a))
     if not all(sides):
         raise RunError(
             f"the reward model has {len(sides[0])} training and {len(sides[1])} held-out pairs; "
@@ -133,8 +154,8 @@ def learn(
     model: RewardModel, optimiser: Optimiser, pairs: Sequence[EncodedPair], max_norm: float
 ) -> tuple[dict[str, float], int]:
     """One optimisation step on these pairs, each answer read once: its figures and the tokens read."""
-    answers = list(dict.fromkeys(ids for pair in pairs for ids in (pair.a, pair.b)))
-    place = {ids: i for i, ids in enumerate(answers)}
+    answers = list(dict.fromkeys(e for pair in pairs for e in (pair.a, pair.b)))
+    place = {e: i for i, e in enumerate(answers)}
     scores_B = model(answers)
     delta_P = scores_B[[place[p.a] for p in pairs]] - scores_B[[place[p.b] for p in pairs]]
     p_P = torch.tensor([p.p_a for p in pairs], device=scores_B.device)
@@ -143,7 +164,7 @@ def learn(
     norm = optimiser.step(max_norm)
     agrees = ((delta_P > 0) == (p_P > 0.5)).float().mean()
     metrics = {"loss": float(loss.detach()), "accuracy": float(agrees), "grad_norm": norm}
-    return metrics, sum(len(ids) for ids in answers)
+    return metrics, sum(len(e.ids) for e in answers)
 
 
 def held_out(model: RewardModel, pairs: Sequence[EncodedPair]) -> dict[str, Any]:

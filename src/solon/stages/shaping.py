@@ -1,14 +1,10 @@
 """The reward of a recipe: its reward model, as the recipe's own function shapes it."""
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
 from solon.pipeline import Inputs
 from solon.plan import shaping_path
 from solon.recipe import Recipe
 from solon.training.reward_model import RewardModel
-from solon.training.rollout import Episode, Reward
+from solon.training.rollout import Reward
 from solon.training.shaping import load_shaping, shape
 
 
@@ -18,9 +14,5 @@ def open_reward(recipe: Recipe, inputs: Inputs, model: RewardModel) -> Reward:
     Raises:
         UsageError: the function cannot be had.
     """
-
-    def score(episodes: Sequence[Episode]) -> Tensor:
-        return model.score([e.ids for e in episodes])
-
     found = shaping_path(recipe, inputs.beside)
-    return shape(score, load_shaping(*found)) if found else score
+    return shape(model.score, load_shaping(*found)) if found else model.score

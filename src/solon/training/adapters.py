@@ -18,8 +18,10 @@ from solon.saving import saving, writing
 from solon.training.fused_lora import fuse
 
 
-def lora_config(settings: Lora, model: Any) -> LoraConfig:
+def lora_config(settings: Lora, model: Any, depth: int | None = None) -> LoraConfig:
     """Adapters on all linear layers of the model's upper blocks, of as many as `settings.layers` says.
+
+    With `depth` only so many of the first blocks count.
 
     No dropout: PPO's old and new log-probabilities must be of the same function.
     """
@@ -28,34 +30,37 @@ def lora_config(settings: Lora, model: Any) -> LoraConfig:
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
-        **_where(settings.layers, model),
+        **_where(settings.layers, model, depth),
     )
 
 
-def _where(share: float, model: Any) -> dict[str, Any]:
-    if share == 1:
-        return {"target_modules": "all-linear"}
+def _where(share: float, model: Any, depth: int | None) -> dict[str, Any]:
     layers = blocks(model)
-    adapted = math.ceil(len(layers) * share)
+    read = len(layers) if depth is None else depth
+    if share == 1 and read == len(layers):
+        return {"target_modules": "all-linear"}
+    adapted = math.ceil(read * share)
     linear = {n.rpartition(".")[2] for n, m in layers.named_modules() if isinstance(m, nn.Linear)}
     return {
         # Of a layer that has an adapter already, PEFT's own name for what it wraps.
         "target_modules": sorted(linear - {"base_layer"}),
-        "layers_to_transform": list(range(len(layers) - adapted, len(layers))),
+        "layers_to_transform": list(range(read - adapted, read)),
     }
 
 
-def add_adapter(model: Any, settings: Lora, seed: int, name: str) -> PeftModel:
+def add_adapter(model: Any, settings: Lora, seed: int, name: str, depth: int | None = None) -> PeftModel:
     """The model with a fresh adapter of this name, which starts as no change at all (B = 0).
 
-    `model` is a transformers model or one that has adapters already. The adapter computes in the model's own
-    type: `training.optimiser` keeps float32 masters of what it trains.
+    It is on the upper ones of all blocks, or of the first `depth` ones. `model` is a transformers model or
+    one that has adapters already. The adapter computes in the model's own type: `training.optimiser` keeps
+    float32 masters of what it trains.
     """
     torch.manual_seed(seed)
     if isinstance(model, PeftModel):
-        model.add_adapter(name, lora_config(settings, model.get_base_model()), autocast_adapter_dtype=False)
+        config = lora_config(settings, model.get_base_model(), depth)
+        model.add_adapter(name, config, autocast_adapter_dtype=False)
     else:
-        config = lora_config(settings, model)
+        config = lora_config(settings, model, depth)
         model = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)
     fuse(model)
     return model

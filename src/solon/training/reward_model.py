@@ -1,4 +1,7 @@
-"""The reward model: an adapter on a frozen trunk and a scalar head that reads an answer's last real token.
+"""The reward model: an adapter on a frozen trunk, and a scalar head that reads an answer's hidden states.
+
+It reads the last real token after the last block, or where `ReadAt` says: half-way up, and in the mean over
+an answer's tokens, a small model tells good from bad far better than where it chooses its next token.
 
 Scores are normalised to mean 0 and standard deviation 1 on reference answers; the constants are saved
 with the weights, so that a score means the same wherever it is read. So is what tells the tokenizer apart:
@@ -8,6 +11,7 @@ token ids of another one would be scored without a word of warning.
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +28,22 @@ from solon.saving import saving
 from solon.training.adapters import add_adapter, load_adapter, save_adapter
 from solon.training.attention import load_trunk
 from solon.training.batching import budget_batches
-from solon.training.views import View
+from solon.training.encoding import Encoded
+from solon.training.views import LAST_TOKEN, ReadAt, View
 
 _BATCH_TOKENS = 4096
 _HEAD, _ABOUT = "head.safetensors", "reward.json"
 
 
 class RewardModel(nn.Module):
-    """A view of a trunk, and a linear head in float32."""
+    """A view of a trunk, read at one place, and a linear head in float32."""
 
-    def __init__(self, trunk: PeftModel, adapter: str = "default", seed: int = 0) -> None:
+    def __init__(
+        self, trunk: PeftModel, adapter: str = "default", seed: int = 0, at: ReadAt = LAST_TOKEN
+    ) -> None:
         super().__init__()
         self.trunk = trunk
+        self.at = at
         self.view = View(trunk.get_base_model(), adapter)
         width = self.view.model.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1)
@@ -47,9 +55,9 @@ class RewardModel(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 
-    def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Raw scores [len(rows)] of token ids, read at each row's last one."""
-        scores_B: Tensor = self.head(self.view.last_states(rows).float()).squeeze(-1)
+    def forward(self, rows: Sequence[Encoded]) -> Tensor:
+        """Raw scores [len(rows)] of prompts with their answers."""
+        scores_B: Tensor = self.head(self.view.pooled_states(rows, self.at)).squeeze(-1)
         return scores_B
 
     def normalised(self, raw: Tensor) -> Tensor:
@@ -57,10 +65,18 @@ class RewardModel(nn.Module):
         return (raw - mean) / std
 
     @torch.no_grad()
-    def score(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def features(self, rows: Sequence[Encoded]) -> Tensor:
+        """What the head reads, float32 on the CPU, [len(rows), width]."""
+        found = torch.zeros(len(rows), self.head.in_features)
+        for batch in _batches(rows):
+            found[batch] = self.view.pooled_states([rows[i] for i in batch], self.at).cpu()
+        return found
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Encoded]) -> Tensor:
         """Normalised scores [len(rows)], float32 on the CPU. Raises RunError if one is no number."""
         scores = torch.zeros(len(rows))
-        for batch in budget_batches([len(row) for row in rows], _BATCH_TOKENS):
+        for batch in _batches(rows):
             scores[batch] = self.normalised(self([rows[i] for i in batch])).cpu()
         if not bool(torch.isfinite(scores).all()):
             raise RunError(
@@ -68,7 +84,7 @@ class RewardModel(nn.Module):
             )
         return scores
 
-    def normalise_on(self, rows: Sequence[Sequence[int]]) -> None:
+    def normalise_on(self, rows: Sequence[Encoded]) -> None:
         """Set the constants so that `rows` score with mean 0 and standard deviation 1."""
         self.get_buffer("mean").zero_()
         self.get_buffer("std").fill_(1.0)
@@ -92,6 +108,7 @@ class RewardModel(nn.Module):
             "mean": float(self.get_buffer("mean")),
             "std": float(self.get_buffer("std")),
             "tokenizer": tokenizer_digest(tokenizer),
+            **asdict(self.at),
         }
         with saving(folder) as temporary:
             save_adapter(self.trunk, temporary)
@@ -99,12 +116,17 @@ class RewardModel(nn.Module):
             (temporary / _ABOUT).write_text(json.dumps(about))
 
 
+def _batches(rows: Sequence[Encoded]) -> list[list[int]]:
+    return budget_batches([len(row.ids) for row in rows], _BATCH_TOKENS)
+
+
 def new_reward_model(
-    source: ModelSource, device: str, dtype: torch.dtype, lora: Lora, seed: int
+    source: ModelSource, device: str, dtype: torch.dtype, lora: Lora, seed: int, at: ReadAt = LAST_TOKEN
 ) -> RewardModel:
-    """A reward model that starts from a language model's trunk."""
-    trunk = add_adapter(load_trunk(source, device, dtype), lora, seed, "default")
-    return RewardModel(trunk, seed=seed).to(device)
+    """A reward model that starts from a language model's trunk; only blocks that are read get adapters."""
+    model = load_trunk(source, device, dtype)
+    trunk = add_adapter(model, lora, seed, "default", at.blocks_of(model))
+    return RewardModel(trunk, seed=seed, at=at).to(device)
 
 
 def load_reward_model(folder: Path, trunk: Any, tokenizer: Any, adapter: str = "reward") -> RewardModel:
@@ -116,9 +138,10 @@ def load_reward_model(folder: Path, trunk: Any, tokenizer: Any, adapter: str = "
         RunError: the folder is incomplete, does not fit the trunk, or is of another tokenizer.
     """
     try:
-        model = RewardModel(load_adapter(trunk, folder, adapter), adapter)
-        model.head.load_state_dict(load_file(folder / _HEAD))
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        at = ReadAt(about["depth"], about["pooling"])
+        model = RewardModel(load_adapter(trunk, folder, adapter), adapter, at=at)
+        model.head.load_state_dict(load_file(folder / _HEAD))
         model.get_buffer("mean").fill_(about["mean"])
         model.get_buffer("std").fill_(about["std"])
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -10,14 +10,15 @@ Names carry shapes: B rows, T columns, N answer tokens end to end, D width, V vo
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from solon.engines.hooks import before_head, divided, plain_head, shares_starts
+from solon.engines.hooks import before_head, blocks, divided, hidden_at, plain_head, shares_starts
 from solon.engines.prefix import common_start
 from solon.engines.trees import WORTH
 from solon.training.adapters import using
@@ -37,6 +38,29 @@ class Spoken:
     logp_N: Tensor
     entropy_N: Tensor
     hidden_ND: Tensor
+
+
+@dataclass(frozen=True)
+class ReadAt:
+    """Where an answer is read: after which share of the blocks, and which of its tokens."""
+
+    depth: float = 1.0
+    pooling: Literal["last", "mean"] = "last"
+
+    def blocks_of(self, model: Any) -> int:
+        """The blocks of the model below that place: at least one."""
+        return max(1, round(self.depth * len(blocks(model))))
+
+    def pooled(self, states_TD: Tensor, answer: int) -> Tensor:
+        """[D], float32, from the states of a row that ends with `answer` tokens of an answer.
+
+        An answer without tokens is read where its first would have been chosen.
+        """
+        tokens = 1 if self.pooling == "last" else max(1, answer)
+        return states_TD[-tokens:].float().mean(0)
+
+
+LAST_TOKEN = ReadAt()
 
 
 @dataclass(frozen=True)
@@ -80,14 +104,19 @@ class View:
             hidden_ND: Tensor = self.model.base_model(**arguments).last_hidden_state[where]
         return hidden_ND
 
-    def last_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """The hidden state [B, D] of each row's last token."""
-        with self._reading(rows):
-            arguments, start = self._arguments(rows, self._common(rows))
-            last_B = torch.tensor([len(row) - 1 - start for row in rows], device=self.device)
-            hidden_BTD = self.model.base_model(**arguments).last_hidden_state
-            hidden_BD: Tensor = hidden_BTD[torch.arange(len(rows), device=self.device), last_B]
-        return hidden_BD
+    def pooled_states(self, episodes: Sequence[Encoded], at: ReadAt) -> Tensor:
+        """One hidden state [B, D] for each episode, float32; the mean is over its answer's tokens."""
+        with self._reading([e.ids for e in episodes]):
+            arguments, start = self._arguments(
+                [e.ids for e in episodes], self._common([e.prompt for e in episodes])
+            )
+            forward = partial(self.model.base_model, **arguments)
+            [hidden_BTD] = hidden_at(self.model, [at.blocks_of(self.model)], forward)
+        pooled = [
+            at.pooled(hidden_TD[: len(e.ids) - start], len(e.answer))
+            for hidden_TD, e in zip(hidden_BTD, episodes, strict=True)
+        ]
+        return torch.stack(pooled)
 
     def _answers(self, episodes: Sequence[Encoded]) -> tuple[dict[str, Any], Places]:
         """The arguments of a forward pass, and where in its columns the answers are predicted."""

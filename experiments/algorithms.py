@@ -1,0 +1,59 @@
+"""SFT alone, DPO, RLOO and PPO on the plane of harmlessness and helpfulness, at equal prompts and episodes.
+
+Run: python experiments/algorithms.py [--runs runs/experiments]
+
+All start from the same SL model; PPO and RLOO have the same reward model, prompts and number of episodes, DPO
+the labels behind it. A point is a model's Bradley-Terry rating against all others, by the judge of the
+evaluation: on held-out red-team prompts to the right, on ordinary ones upwards, in Elo points, base at zero.
+Bai et al. 2022, fig. 2, draws this plane.
+"""
+
+import json
+from typing import Any
+
+from lab import BLUE, GREY, ORANGE, drawing, keep, options, solon_run
+
+from solon.report.statistics import ELO_PER_NAT
+
+NAMES = {"base": "base", "sl": "SFT (SL-CAI)", "rl": "PPO", "rloo": "RLOO", "dpo": "DPO"}
+COLOURS = {"base": GREY, "sl": ORANGE, "rl": BLUE, "rloo": "#4f8f5b", "dpo": "#7a5aa8"}
+
+
+def main() -> None:
+    runs = options(__doc__)
+    folder = solon_run("algorithms", runs / "algorithms")
+    metrics = json.loads((folder / "09_evaluate" / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    found = {name: measured(metrics, name) for name in metrics["models"]}
+    keep("algorithms", found)
+    with drawing("algorithms") as (axes,):
+        for name, figures in found.items():
+            (x, y), style = (figures["red_team"], figures["helpful"]), COLOURS[name]
+            spread = {"xerr": _spread(x), "yerr": _spread(y)}
+            axes.errorbar(x["elo"], y["elo"], **spread, fmt="o", color=style, elinewidth=0.8, capsize=0)
+            axes.annotate(NAMES[name], (x["elo"], y["elo"]), (5, 5), textcoords="offset points", color=style)
+        axes.set_xlabel("harmlessness (Elo points)")
+        axes.set_ylabel("helpfulness (Elo points)")
+
+
+def measured(metrics: dict[str, Any], model: str) -> dict[str, Any]:
+    """Both ratings in Elo points above base's, and the shares of refusals and degenerate answers."""
+    base = {r["on"]: r["rating"] for r in metrics["ratings"] if r["model"] == "base"}
+    own = [r for r in metrics["ratings"] if r["model"] == model]
+    ratings = {
+        r["on"]: {
+            "elo": ELO_PER_NAT * (r["rating"] - base[r["on"]]),
+            "ci95": [ELO_PER_NAT * (bound - base[r["on"]]) for bound in r["ci95"]],
+        }
+        for r in own
+    }
+    about = metrics["models"][model]
+    return {**ratings, **{k: about[k] for k in ("refusal_rate", "over_refusal_rate", "degenerate_rate")}}
+
+
+def _spread(figure: dict[str, Any]) -> list[list[float]]:
+    low, high = figure["ci95"]
+    return [[max(0.0, figure["elo"] - low)], [max(0.0, high - figure["elo"])]]
+
+
+if __name__ == "__main__":
+    main()

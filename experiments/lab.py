@@ -1,0 +1,131 @@
+"""What the experiments share: runs of `solon`, the judge that measures them, and where figures go.
+
+An experiment has a recipe of its name beside it, keeps its runs under `runs/experiments/`, its numbers in
+`experiments/results/NAME.json` and its figure in `docs/figures/NAME.png`. A finished run is used again.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from solon.constitution import Constitution, load_constitution
+from solon.digest import seed_from
+from solon.feedback.base import Judge, Question
+from solon.feedback.judging import asked_of, open_bench
+from solon.feedback.opening import open_judge
+from solon.records import PromptKind, Written
+from solon.report.statistics import bootstrap_mean
+from solon.stages.evaluate import win
+from solon.store import read_rows
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESAMPLES, SEED = 10_000, 0
+BLUE, ORANGE, GREY = "#1b6ca8", "#c0561f", "#8a8f98"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean of prompts with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.0f} % ({100 * self.low:.0f}–{100 * self.high:.0f})"
+
+
+def share(values: Sequence[float]) -> Share:
+    """Raises ValueError if there is no value."""
+    low, high = bootstrap_mean(list(values), RESAMPLES, SEED)
+    return Share(sum(values) / len(values), low, high, len(values))
+
+
+def options(what: str) -> Path:
+    """Where the runs go, as the command line says."""
+    parser = argparse.ArgumentParser(description=what.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments")
+    found: Path = parser.parse_args().runs
+    return found
+
+
+def solon_run(recipe: str, folder: Path, until: str | None = None, **settings: Any) -> Path:
+    """`solon run` of a recipe beside this file; double underscores in a setting's name stand for dots."""
+    changes = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "solon", "run", str(HERE / f"{recipe}.yaml"), "--run-dir", str(folder)]
+    command += [part for change in changes for part in ("--set", change)]
+    subprocess.run([*command, *(("--until", until) if until else ())], check=True)
+    return folder
+
+
+def evaluator(constitution: Constitution) -> Judge:
+    """The judge of the evaluation: likelihood under principles that no training stage has seen."""
+    asked = asked_of("embedded", "likelihood", constitution, "evaluation")
+    return open_judge(asked.kind, open_bench(asked))
+
+
+def preferred(judge: Judge, pairs: Sequence[tuple[str, str, str]], kind: PromptKind) -> list[float]:
+    """For each (prompt, a, b): 1 if the evaluator prefers a, 0 if b, 1/2 for equals.
+
+    Unscored ones are left out.
+
+    The principle is drawn for the prompt, from the shipped constitution's evaluation principles.
+    """
+    constitution = load_constitution("harmless")
+    drawn = [
+        constitution.draw(random.Random(seed_from(SEED, prompt)), "evaluation", kind) for prompt, *_ in pairs
+    ]
+    questions = [Question(p, *pair, kind=kind) for p, pair in zip(drawn, pairs, strict=True)]
+    said = [0.5 if q.a == q.b else j.p_a for q, j in zip(questions, judge.compare(questions), strict=True)]
+    return [win(p_a) for p_a in said if p_a is not None]
+
+
+def texts_by_round(folder: Path, rounds: int) -> list[dict[str, Written]]:
+    """Each prompt's text after 0, 1 … `rounds` rounds of revision: the last usable one."""
+    file = folder / "03_revise" / "rows.parquet"
+    rows = [r for r in read_rows(file, Written) if r.prompt_kind == "red_team"]
+    found = [{r.prompt_id: r for r in rows if r.kind == "answer"}]
+    for number in range(1, rounds + 1):
+        revised = [r for r in rows if r.kind == "revision" and r.round == number]
+        found.append(found[-1] | {r.prompt_id: r for r in revised if r.chosen and r.unusable is None})
+    return found
+
+
+def keep(name: str, figures: Mapping[str, Any]) -> None:
+    """Print the numbers, and write them."""
+    text = json.dumps(figures, indent=1)
+    print(text)
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def drawing(name: str, panels: int = 1) -> Iterator[list[Axes]]:
+    """Panels side by side, written as docs/figures/NAME.png."""
+    figure = Figure(figsize=(1.5 + 3.6 * panels, 3.4), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(1, panels, squeeze=False).flat)
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    yield axes
+    file = ROOT / "docs" / "figures" / f"{name}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150, metadata={"Software": None})
+
+
+def draw_shares(axes: Axes, x: Sequence[float], shares: Sequence[Share], colour: str, label: str) -> None:
+    """A line of shares in per cent with their intervals."""
+    y = [100 * s.mean for s in shares]
+    spread = [[100 * (s.mean - s.low) for s in shares], [100 * (s.high - s.mean) for s in shares]]
+    axes.errorbar(x, y, spread, fmt="o-", color=colour, label=label, capsize=2, linewidth=1.5, markersize=4)

@@ -1,0 +1,99 @@
+"""1, 2, 4, 8 and 16 principles: what their number does to the score and the variety of revisions.
+
+Run: python experiments/principles.py [--runs runs/experiments]
+
+Bai et al. 2022, sec. 3.4: the number of constitutional principles does not move the harmlessness score, but
+makes the revisions more varied. The first so many training principles of the shipped constitution are drawn;
+the judge of the candidates is taught by all comparisons throughout. Variety is the share of different word
+trigrams among all trigrams of the revisions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lab import (
+    BLUE,
+    ORANGE,
+    Share,
+    draw_shares,
+    drawing,
+    evaluator,
+    keep,
+    options,
+    preferred,
+    share,
+    solon_run,
+    texts_by_round,
+)
+
+from solon.constitution import Constitution, dump, load_constitution
+from solon.feedback.base import Judge
+from solon.text import words
+
+COUNTS = (1, 2, 4, 8, 16)
+ROUNDS = 2
+_NEVER = 1e-12  # The weight of a principle that is as good as never drawn
+
+
+def main() -> None:
+    runs = options(__doc__)
+    whole = load_constitution("harmless")
+    folders = {}
+    for count in COUNTS:
+        folder = runs / f"principles-{count}"
+        file = runs / "constitutions" / f"first-{count}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(dump(first(whole, count)), encoding="utf-8")
+        folders[count] = solon_run("principles", folder, "revise", constitution=file.resolve())
+    judge = evaluator(whole)
+    scores, varieties = [], []
+    for count in COUNTS:
+        found = measured(judge, folders[count])
+        scores.append(found[0])
+        varieties.append(found[1])
+    keep(
+        "principles",
+        {
+            str(count): {"preferred": asdict(score), "variety": variety}
+            for count, score, variety in zip(COUNTS, scores, varieties, strict=True)
+        },
+    )
+    with drawing("principles", panels=2) as (left, right):
+        draw_shares(left, COUNTS, scores, BLUE, "")
+        right.plot(COUNTS, varieties, "o-", color=ORANGE, linewidth=1.5, markersize=4)
+        left.axhline(50, color="#cccccc", linewidth=0.8, zorder=0)
+        left.set_ylabel("preferred to the first answer (%)")
+        right.set_ylabel("different trigrams (share)")
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(COUNTS, [str(count) for count in COUNTS])
+            axes.set_xlabel("principles")
+
+
+def first(whole: Constitution, count: int) -> Constitution:
+    """The constitution with only the first `count` training principles for red-team prompts ever drawn."""
+    asked = [p.id for p in whole.of("training", "red_team")][:count]
+    principles = tuple(
+        p if p.purpose == "evaluation" or p.id in asked else p.model_copy(update={"weight": _NEVER})
+        for p in whole.principles
+    )
+    return whole.model_copy(update={"principles": principles})
+
+
+def measured(judge: Judge, folder: Path) -> tuple[Share, float]:
+    """How often the revised text is preferred to the first answer, and the variety of the revisions."""
+    before, *_, after = texts_by_round(folder, ROUNDS)
+    pairs = [(text.prompt, text.text, before[i].text) for i, text in after.items()]
+    changed = [text.text for i, text in after.items() if text.id != before[i].id]
+    return share(preferred(judge, pairs, "red_team")), variety(changed)
+
+
+def variety(texts: Sequence[str]) -> float:
+    """Different word trigrams over all of them (distinct-3; Li et al. 2016, sec. 5.2, with bigrams)."""
+    trigrams = [tuple(w[i : i + 3]) for w in map(words, texts) for i in range(len(w) - 2)]
+    return len(set(trigrams)) / max(1, len(trigrams))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Harmlessness by the number of revisions, and with a critique before each revision or without one.
+
+Run: python experiments/revisions.py [--runs runs/experiments]
+
+Bai et al. 2022, sec. 3.4 (the preference model's score rises with every revision) and 3.5 (a critique helps
+small models). Of each prompt the last usable text counts: how often the evaluator prefers it to the first
+answer, how many are refusals, and how many revisions the filters let through.
+"""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lab import (
+    BLUE,
+    ORANGE,
+    Share,
+    draw_shares,
+    drawing,
+    evaluator,
+    keep,
+    options,
+    preferred,
+    share,
+    solon_run,
+    texts_by_round,
+)
+
+from solon.constitution import load_constitution
+from solon.feedback.base import Judge
+from solon.records import Written
+from solon.refusal import is_refusal
+from solon.store import read_rows
+
+ROUNDS = 4
+KINDS = {"critique": True, "direct": False}
+COLOURS = {"critique": BLUE, "direct": ORANGE}
+LABELS = {"critique": "critique, then revision", "direct": "direct revision"}
+
+
+def main() -> None:
+    runs = options(__doc__)
+    folders = {
+        name: solon_run("revisions", runs / f"revisions-{name}", "revise", revise__critique=wanted)
+        for name, wanted in KINDS.items()
+    }
+    judge = evaluator(load_constitution("harmless"))
+    found = {name: measured(judge, folder) for name, folder in folders.items()}
+    keep("revisions", {name: plain(figures) for name, figures in found.items()})
+    with drawing("revisions", panels=2) as (left, right):
+        for name, figures in found.items():
+            draw_shares(left, range(ROUNDS + 1), figures["preferred"], COLOURS[name], LABELS[name])
+            draw_shares(right, range(ROUNDS + 1), figures["refused"], COLOURS[name], LABELS[name])
+        left.axhline(50, color="#cccccc", linewidth=0.8, zorder=0)
+        left.set_ylabel("preferred to the first answer (%)")
+        right.set_ylabel("refusals (%)")
+        left.legend(frameon=False)
+        for axes in (left, right):
+            axes.set_xlabel("revisions")
+
+
+def measured(judge: Judge, folder: Path) -> dict[str, Any]:
+    """Of each round: the shares of texts that are preferred to the first ones, and of refusals."""
+    rounds = texts_by_round(folder, ROUNDS)
+    first = rounds[0]
+    pairs = [[(t.prompt, t.text, first[i].text) for i, t in now.items()] for now in rounds]
+    return {
+        "preferred": [share(preferred(judge, p, "red_team")) for p in pairs],
+        "refused": [share([float(is_refusal(t.text)) for t in now.values()]) for now in rounds],
+        "filters": filtered(folder),
+    }
+
+
+def filtered(folder: Path) -> dict[str, int]:
+    """How many revisions each filter rejected, of all candidates; `usable` are those that passed."""
+    rows = read_rows(folder / "03_revise" / "rows.parquet", Written)
+    return dict(Counter(r.unusable or "usable" for r in rows if r.kind == "revision"))
+
+
+def plain(figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [asdict(s) if isinstance(s, Share) else s for s in found] if isinstance(found, list) else found
+        for name, found in figures.items()
+    }
+
+
+if __name__ == "__main__":
+    main()

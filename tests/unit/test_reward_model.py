@@ -1,0 +1,125 @@
+"""The reward model's readings, its fitted start, and what it keeps of both."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from solon.engines.hooks import blocks
+from solon.feedback.readout import fit
+from solon.models import load_model, load_tokenizer, resolve
+from solon.recipe import Lora, Recipe
+from solon.stages.reward import EncodedPair, start_head
+from solon.training.adapters import trainable, using
+from solon.training.encoding import Encoded
+from solon.training.head_start import fit_head
+from solon.training.reward_model import RewardModel, load_reward_model, new_reward_model
+from solon.training.views import ReadAt, View
+from tests.ppo_setup import EPISODES, stir
+
+HALF = ReadAt(0.5, "mean")
+WHOLE = ReadAt(1.0, "mean")
+
+
+def _model(folder: Path, at: ReadAt) -> RewardModel:
+    made = new_reward_model(resolve(str(folder)), "cpu", torch.float32, Lora(rank=4, alpha=8), 1, at)
+    stir(made, 2, scale=0.05)
+    return made
+
+
+@pytest.mark.parametrize("at", [HALF, WHOLE, ReadAt(0.5, "last")])
+def test_it_reads_where_it_is_told_to(tiny_model_folder: Path, at: ReadAt) -> None:
+    """By hand: transformers' own hidden states of each row alone."""
+    made = _model(tiny_model_folder, at)
+    model = made.view.model
+    for row, state in zip(EPISODES, made.features(EPISODES), strict=True):
+        with using(model, "default"), torch.no_grad():
+            output = model.base_model(input_ids=torch.tensor([row.ids]), output_hidden_states=True)
+        states_TD = output.last_hidden_state[0] if at.depth == 1 else output.hidden_states[1][0]
+        taken = states_TD[-1:] if at.pooling == "last" else states_TD[len(row.prompt) :]
+        torch.testing.assert_close(state, taken.mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_answers_with_one_prompt_are_read_whole(tiny_model_folder: Path) -> None:
+    """What two rows have in common is read once, but an answer's common first tokens count in its mean."""
+    made = _model(tiny_model_folder, WHOLE)
+    prompt = EPISODES[0].prompt
+    rows = [Encoded(prompt, (8, 9, 10)), Encoded(prompt, (8, 9, 11)), Encoded(prompt, ())]
+    together, alone = made.score(rows), torch.cat([made.score([row]) for row in rows])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    at_prompt = View(made.view.model, "default").states([Encoded(prompt, (8,))])[0]
+    torch.testing.assert_close(made.features(rows)[2], at_prompt.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_blocks_that_are_not_read_have_no_adapter(tiny_model_folder: Path) -> None:
+    made = _model(tiny_model_folder, HALF)
+    adapted = {name.split(".layers.")[1].split(".")[0] for name in trainable(made) if ".layers." in name}
+    assert adapted == {"0"}
+    assert len(blocks(made.view.model)) == 2
+    made(EPISODES).sum().backward()
+    assert all(p.grad is not None for p in trainable(made).values())
+
+
+def test_a_saved_one_reads_at_the_same_place(tiny_model_folder: Path, tmp_path: Path) -> None:
+    made = _model(tiny_model_folder, HALF)
+    made.normalise_on(EPISODES)
+    expected = made.score(EPISODES)
+    source = resolve(str(tiny_model_folder))
+    made.save(tmp_path / "reward", load_tokenizer(source))
+    trunk = load_model(source, "cpu", torch.float32)
+    again = load_reward_model(tmp_path / "reward", trunk, load_tokenizer(source))
+    assert again.at == HALF
+    torch.testing.assert_close(again.score(EPISODES), expected, atol=1e-5, rtol=1e-4)
+    about = json.loads((tmp_path / "reward" / "reward.json").read_text(encoding="utf-8"))
+    assert (about["depth"], about["pooling"]) == (0.5, "mean")
+
+
+def test_a_fitted_head_starts_at_the_regression(tiny_model_folder: Path) -> None:
+    """Differences of its first scores are the log-odds that the regression gives the training pairs."""
+    made = _model(tiny_model_folder, WHOLE)
+    pairs = [
+        EncodedPair(str(i), EPISODES[i % 4], EPISODES[(i + 1 + i // 4) % 4], [0.9, 0.2, 0.7, 0.4][i % 4])
+        for i in range(12)
+    ]
+    start_head(made, pairs, seed=0)
+    a, b = (made.features([getattr(p, side) for p in pairs]).double().numpy() for side in "ab")
+    head = fit_head(a, b, np.array([p.p_a for p in pairs]), [p.prompt_id for p in pairs])
+    raw = made.score([p.a for p in pairs]) - made.score([p.b for p in pairs])
+    np.testing.assert_allclose(raw.numpy(), (a - b) @ head.weight_D, atol=1e-4)
+    assert float(made.head.weight.detach().abs().max()) > 0
+
+
+def test_a_fitted_head_finds_the_direction_that_labels_follow() -> None:
+    rng = np.random.default_rng(0)
+    a, b, truth = rng.normal(5, 3, (400, 6)), rng.normal(5, 3, (400, 6)), np.array([1.0, -0.5, 0, 0, 0, 0])
+    p = 1 / (1 + np.exp(-((a - b) @ truth)))
+    head = fit_head(a, b, p, [str(i // 4) for i in range(400)])
+    np.testing.assert_allclose(head.weight_D, truth, atol=0.15)
+    assert head.l2 == 1, "labels without noise want the weakest penalty"
+    assert float((a @ head.weight_D + head.bias).mean() + (b @ head.weight_D + head.bias).mean()) == (
+        pytest.approx(0, abs=1e-9)
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.01, 0.99))
+def test_a_soft_label_is_a_mixture_of_two_hard_ones(p: float) -> None:
+    """p of one pair is p pairs one way and 1 - p the other: checked at the optimum's own gradient, 0."""
+    better, worse = np.array([[1.0, 0.0], [0.0, 2.0]]), np.zeros((2, 2))
+    readout = fit(better, worse, l2=0.5, p_n=np.array([p, 0.8]))
+    difference = (better - worse) / readout.scale_D
+    said = 1 / (1 + np.exp(-(difference @ readout.overall_D)))
+    gradient = 0.5 * readout.overall_D - difference.T @ (np.array([p, 0.8]) - said)
+    np.testing.assert_allclose(gradient, 0, atol=1e-7)
+
+
+def test_a_critic_that_starts_as_the_reward_model_wants_the_last_token() -> None:
+    with pytest.raises(ValidationError, match=r"reward\.pooling: last"):
+        Recipe.model_validate(
+            {"name": "x", "reinforce": {"critic": "adapter"}, "reward": {"pooling": "mean"}}
+        )
