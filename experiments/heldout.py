@@ -14,7 +14,7 @@ from pathlib import Path
 
 from solon.text import drop_near_duplicates
 
-RED_TEAM, HELPFUL = 240, 160
+RED_TEAM, HELPFUL = 240, 150
 _SIMILAR, _MOST_WORDS, _SEED = 0.6, 60, 0
 
 

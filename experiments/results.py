@@ -170,13 +170,15 @@ def main() -> None:
     parser.add_argument("--recipe", default="tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--finished", action="store_true", help="read runs that were made elsewhere")
     options = parser.parse_args()
     readme = ROOT / "README.md"
     replaced(readme.read_text(encoding="utf-8"), [])  # Hours of work must not end at a missing mark
-    prompts = heldout.write(options.data, options.runs.resolve() / "heldout")
     folders = {seed: options.runs / f"{options.recipe}-{seed}" for seed in options.seeds}
-    for seed, folder in folders.items():
-        run(options.recipe, seed, folder, prompts)
+    if not options.finished:
+        prompts = heldout.write(options.data, options.runs.resolve() / "heldout")
+        for seed, folder in folders.items():
+            run(options.recipe, seed, folder, prompts)
     counts = heldout_counts(folders[options.seeds[0]])
     intro = (
         f"`recipes/{options.recipe}.yaml` with the seeds {', '.join(map(str, options.seeds))}, on "

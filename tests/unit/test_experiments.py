@@ -1,0 +1,96 @@
+"""The experiments' own arithmetic: rounds of revision, variety, few principles, hard labels."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from solon.constitution import load_constitution
+from solon.records import Written
+from solon.stages.reward import EncodedPair
+from solon.store import write_rows
+from solon.training.encoding import Encoded
+from tests.scripts import load
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+LAB, PRINCIPLES, SOFT = (load(EXPERIMENTS / f"{name}.py") for name in ("lab", "principles", "soft_labels"))
+ALGORITHMS = load(EXPERIMENTS / "algorithms.py")
+
+
+def _written(kind: str, text: str, number: int = 0, **changes: object) -> Written:
+    return Written.model_validate(
+        {
+            "origin": "base",
+            "prompt_id": "p",
+            "prompt": "p",
+            "prompt_kind": "red_team",
+            "kind": kind,
+            "round": number,
+            "text": text,
+            "request": "p",
+            "sampling": "{}",
+            "tokens": 1,
+            "finish": "stop",
+            **changes,
+        }
+    )
+
+
+def test_a_round_without_a_usable_revision_keeps_the_text_before(tmp_path: Path) -> None:
+    rows = [
+        _written("answer", "first"),
+        _written("revision", "better", 1),
+        _written("revision", "not chosen", 1, chosen=False),
+        _written("revision", "copied", 2, unusable="copies-demonstration"),
+        _written("answer", "ordinary", prompt_kind="helpful", prompt_id="h"),
+    ]
+    (tmp_path / "03_revise").mkdir()
+    write_rows(tmp_path / "03_revise" / "rows.parquet", Written, rows)
+    rounds = LAB.texts_by_round(tmp_path, 2)
+    assert [{i: t.text for i, t in now.items()} for now in rounds] == [
+        {"p": "first"},
+        {"p": "better"},
+        {"p": "better"},
+    ]
+
+
+def test_variety_is_the_share_of_different_trigrams() -> None:
+    assert PRINCIPLES.variety(["a b c d", "a b c"]) == pytest.approx(2 / 3)  # abc, bcd; abc again
+    assert PRINCIPLES.variety(["a b"]) == 0
+
+
+def test_only_the_first_principles_are_drawn_and_all_comparisons_stay() -> None:
+    whole = load_constitution("harmless")
+    few = PRINCIPLES.first(whole, 2)
+    rng = random.Random(0)
+    drawn = Counter(few.draw(rng, kind="red_team").id for _ in range(400))
+    assert set(drawn) == {p.id for p in whole.of("training", "red_team")[:2]}
+    assert few.demonstrations == whole.demonstrations
+    assert few.of("evaluation") == whole.of("evaluation")
+
+
+def test_a_hard_label_is_the_verdict_alone() -> None:
+    answer = Encoded((1,), (2,))
+    assert SOFT.hard(EncodedPair("p", answer, answer, 0.6)).p_a == 1.0
+    assert SOFT.hard(EncodedPair("p", answer, answer, 0.4)).p_a == 0.0
+
+
+def test_ratings_stand_beside_the_base_models() -> None:
+    about = {"refusal_rate": 0.5, "over_refusal_rate": 0.1, "degenerate_rate": 0.0}
+    ratings = [
+        {"model": "base", "on": "red_team", "rating": -1.0, "ci95": [-1.2, -0.8]},
+        {"model": "rl", "on": "red_team", "rating": 1.0, "ci95": [0.5, 1.5]},
+    ]
+    found = ALGORITHMS.measured({"ratings": ratings, "models": {"rl": about}}, "rl")
+    assert found["red_team"]["elo"] == pytest.approx(2 * 173.7178, abs=1e-3)
+    assert found["red_team"]["ci95"] == pytest.approx([1.5 * 173.7178, 2.5 * 173.7178], abs=1e-3)
+    assert found["refusal_rate"] == 0.5
+
+
+def test_every_experiment_has_a_recipe_that_loads() -> None:
+    from solon.recipe import load_recipe
+
+    for file in sorted(EXPERIMENTS.glob("*.yaml")):
+        recipe, _ = load_recipe(file)
+        assert recipe.name.replace("-", "_") == file.stem
