@@ -7,6 +7,7 @@ taught by these comparisons and tested on the folds that it has not seen; the ot
 Bai et al. 2022, sec. 4.4 and fig. 4: with thought the judge is better, and small models near chance.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import get_args
 
@@ -28,6 +29,10 @@ def main() -> None:
     options(__doc__)
     found = {kind: measured(kind) for kind in KINDS}
     keep("judges", {kind: asdict(figure) for kind, figure in found.items()})
+    draw(found)
+
+
+def draw(found: Mapping[str, Share]) -> None:
     with drawing("judges") as (axes,):
         for place, (kind, figure) in enumerate(reversed(found.items())):
             spread = [[100 * (figure.mean - figure.low)], [100 * (figure.high - figure.mean)]]
