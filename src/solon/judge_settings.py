@@ -28,8 +28,8 @@ class ProbeSettings(Settings):
         description="How far each principle's direction may stray from the common one; 0: not at all",
     )
     kinds: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
-        # Not chosen by cross-validation: the comparisons of a principle that is asked on any prompt do not say
-        # what kind theirs is, so they cannot show what is lost where the kinds have one direction.
+        # Not for cross-validation to choose: comparisons of a principle for any prompt do not say what kind
+        # theirs is, so they cannot show what is lost where the kinds have one direction.
         default=(4.0,),
         min_length=1,
         description="How far the direction for red-team prompts may stray from that for ordinary ones",
