@@ -36,7 +36,7 @@ from trl_environment import TRL, run
 from solon.constitution import Comparison, load_constitution
 from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
 from solon.recipe import Lora
-from solon.stages.reward import EncodedPair, learn, plan_steps
+from solon.stages.reward import EncodedPair, different_answers, learn, plan_steps
 from solon.training.adapters import trainable
 from solon.training.encoding import Encoded, Encoder
 from solon.training.optimiser import Optimiser
@@ -175,7 +175,7 @@ def encoded(encoder: Encoder, purpose: Literal["training", "evaluation"]) -> lis
 
 
 def answers(pairs: Sequence[EncodedPair]) -> list[Encoded]:
-    return sorted({row for pair in pairs for row in (pair.a, pair.b)}, key=lambda row: row.ids)
+    return sorted(different_answers(pairs), key=lambda row: row.ids)
 
 
 def train_reward(encoder: Encoder, model: RewardModel) -> RewardModel:

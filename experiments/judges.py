@@ -9,11 +9,9 @@ Bai et al. 2022, sec. 4.4 and fig. 4: with thought the judge is better, and smal
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import get_args
 
-from lab import BLUE, GREY, ORANGE, Share, drawing, keep, options
+from lab import BLUE, GREY, ORANGE, Share, drawing, harmless, keep, options
 
-from solon.constitution import load_constitution
 from solon.feedback.judging import asked_of, open_bench
 from solon.feedback.measure import ask_own
 from solon.feedback.opening import open_judge
@@ -22,7 +20,6 @@ from solon.report.statistics import wilson
 
 KINDS: tuple[JudgeKind, ...] = ("choice", "chain_of_thought", "likelihood", "linear_probe")
 COLOURS = {"choice": GREY, "chain_of_thought": GREY, "likelihood": ORANGE, "linear_probe": BLUE}
-assert set(KINDS) <= set(get_args(JudgeKind))
 
 
 def main() -> None:
@@ -46,7 +43,7 @@ def draw(found: Mapping[str, Share]) -> None:
 
 def measured(kind: JudgeKind) -> Share:
     """Of the comparisons that the judge could score: the share it gets right, with Wilson's interval."""
-    asked = asked_of("embedded", kind, load_constitution("harmless"), "evaluation")
+    asked = asked_of("embedded", kind, harmless(), "evaluation")
     bench = open_bench(asked)
     results = ask_own(open_judge(kind, bench), bench.items(), asked.seed)
     said = [r.p_better for r in results if r.p_better is not None]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from solon.feedback.judging import asked_of, open_bench
 from solon.feedback.opening import open_judge
 from solon.records import PromptKind, Written
 from solon.report.statistics import bootstrap_mean
-from solon.stages.evaluate import win
+from solon.stages import evaluate
 from solon.store import read_rows
 
 HERE = Path(__file__).resolve().parent
@@ -42,9 +43,6 @@ class Share:
     low: float
     high: float
     n: int
-
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.0f} % ({100 * self.low:.0f}–{100 * self.high:.0f})"
 
 
 def share(values: Sequence[float]) -> Share:
@@ -70,9 +68,15 @@ def solon_run(recipe: str, folder: Path, until: str | None = None, **settings: A
     return folder
 
 
-def evaluator(constitution: Constitution) -> Judge:
+@cache
+def harmless() -> Constitution:
+    """The shipped constitution."""
+    return load_constitution("harmless")
+
+
+def evaluator() -> Judge:
     """The judge of the evaluation: likelihood under principles that no training stage has seen."""
-    asked = asked_of("embedded", "likelihood", constitution, "evaluation")
+    asked = asked_of("embedded", "likelihood", harmless(), "evaluation")
     return open_judge(asked.kind, open_bench(asked))
 
 
@@ -83,24 +87,18 @@ def preferred(judge: Judge, pairs: Sequence[tuple[str, str, str]], kind: PromptK
 
     The principle is drawn for the prompt, from the shipped constitution's evaluation principles.
     """
-    constitution = load_constitution("harmless")
     drawn = [
-        constitution.draw(random.Random(seed_from(SEED, prompt)), "evaluation", kind) for prompt, *_ in pairs
+        harmless().draw(random.Random(seed_from(SEED, prompt)), "evaluation", kind) for prompt, *_ in pairs
     ]
     questions = [Question(p, *pair, kind=kind) for p, pair in zip(drawn, pairs, strict=True)]
     said = [0.5 if q.a == q.b else j.p_a for q, j in zip(questions, judge.compare(questions), strict=True)]
-    return [win(p_a) for p_a in said if p_a is not None]
+    return [evaluate.win(p_a) for p_a in said if p_a is not None]
 
 
 def texts_by_round(folder: Path, rounds: int) -> list[dict[str, Written]]:
-    """Each prompt's text after 0, 1 … `rounds` rounds of revision: the last usable one."""
-    file = folder / "03_revise" / "rows.parquet"
-    rows = [r for r in read_rows(file, Written) if r.prompt_kind == "red_team"]
-    found = [{r.prompt_id: r for r in rows if r.kind == "answer"}]
-    for number in range(1, rounds + 1):
-        revised = [r for r in rows if r.kind == "revision" and r.round == number]
-        found.append(found[-1] | {r.prompt_id: r for r in revised if r.chosen and r.unusable is None})
-    return found
+    """Each red-team prompt's text after 0, 1 … `rounds` rounds of a run's revision: the last usable one."""
+    rows = read_rows(folder / "03_revise" / "rows.parquet", Written)
+    return evaluate.texts_by_round([r for r in rows if r.prompt_kind == "red_team"], rounds)
 
 
 def keep(name: str, figures: Mapping[str, Any]) -> None:
@@ -122,6 +120,13 @@ def drawing(name: str, panels: int = 1) -> Iterator[list[Axes]]:
     file = ROOT / "docs" / "figures" / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None})
+
+
+def draw_preferred(axes: Axes, x: Sequence[float], shares: Sequence[Share], colour: str, label: str) -> None:
+    """How often texts are preferred to the first answer, beside chance."""
+    draw_shares(axes, x, shares, colour, label)
+    axes.axhline(50, color="#cccccc", linewidth=0.8, zorder=0)
+    axes.set_ylabel("preferred to the first answer (%)")
 
 
 def draw_shares(axes: Axes, x: Sequence[float], shares: Sequence[Share], colour: str, label: str) -> None:

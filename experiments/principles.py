@@ -12,22 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lab import (
-    BLUE,
-    ORANGE,
-    Share,
-    draw_shares,
-    drawing,
-    evaluator,
-    keep,
-    options,
-    preferred,
-    share,
-    solon_run,
-    texts_by_round,
-)
+import lab
+from lab import BLUE, ORANGE, Share, share
 
-from solon.constitution import Constitution, dump, load_constitution
+from solon.constitution import Constitution, dump
 from solon.feedback.base import Judge
 from solon.text import words
 
@@ -37,33 +25,31 @@ _NEVER = 1e-12  # The weight of a principle that is as good as never drawn
 
 
 def main() -> None:
-    runs = options(__doc__)
-    whole = load_constitution("harmless")
+    runs = lab.options(__doc__)
+    whole = lab.harmless()
     folders = {}
     for count in COUNTS:
         folder = runs / f"principles-{count}"
         file = runs / "constitutions" / f"first-{count}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(dump(first(whole, count)), encoding="utf-8")
-        folders[count] = solon_run("principles", folder, "revise", constitution=file.resolve())
-    judge = evaluator(whole)
+        folders[count] = lab.solon_run("principles", folder, "revise", constitution=file.resolve())
+    judge = lab.evaluator()
     scores, varieties = [], []
     for count in COUNTS:
         found = measured(judge, folders[count])
         scores.append(found[0])
         varieties.append(found[1])
-    keep(
+    lab.keep(
         "principles",
         {
             str(count): {"preferred": asdict(score), "variety": variety}
             for count, score, variety in zip(COUNTS, scores, varieties, strict=True)
         },
     )
-    with drawing("principles", panels=2) as (left, right):
-        draw_shares(left, COUNTS, scores, BLUE, "")
+    with lab.drawing("principles", panels=2) as (left, right):
+        lab.draw_preferred(left, COUNTS, scores, BLUE, "")
         right.plot(COUNTS, varieties, "o-", color=ORANGE, linewidth=1.5, markersize=4)
-        left.axhline(50, color="#cccccc", linewidth=0.8, zorder=0)
-        left.set_ylabel("preferred to the first answer (%)")
         right.set_ylabel("different trigrams (share)")
         for axes in (left, right):
             axes.set_xscale("log", base=2)
@@ -83,10 +69,10 @@ def first(whole: Constitution, count: int) -> Constitution:
 
 def measured(judge: Judge, folder: Path) -> tuple[Share, float]:
     """How often the revised text is preferred to the first answer, and the variety of the revisions."""
-    before, *_, after = texts_by_round(folder, ROUNDS)
+    before, *_, after = lab.texts_by_round(folder, ROUNDS)
     pairs = [(text.prompt, text.text, before[i].text) for i, text in after.items()]
     changed = [text.text for i, text in after.items() if text.id != before[i].id]
-    return share(preferred(judge, pairs, "red_team")), variety(changed)
+    return share(lab.preferred(judge, pairs, "red_team")), variety(changed)
 
 
 def variety(texts: Sequence[str]) -> float:

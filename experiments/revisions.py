@@ -12,22 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lab import (
-    BLUE,
-    ORANGE,
-    Share,
-    draw_shares,
-    drawing,
-    evaluator,
-    keep,
-    options,
-    preferred,
-    share,
-    solon_run,
-    texts_by_round,
-)
+import lab
+from lab import BLUE, ORANGE, Share, share
 
-from solon.constitution import load_constitution
 from solon.feedback.base import Judge
 from solon.records import Written
 from solon.refusal import is_refusal
@@ -40,20 +27,18 @@ LABELS = {"critique": "critique, then revision", "direct": "direct revision"}
 
 
 def main() -> None:
-    runs = options(__doc__)
+    runs = lab.options(__doc__)
     folders = {
-        name: solon_run("revisions", runs / f"revisions-{name}", "revise", revise__critique=wanted)
+        name: lab.solon_run("revisions", runs / f"revisions-{name}", "revise", revise__critique=wanted)
         for name, wanted in KINDS.items()
     }
-    judge = evaluator(load_constitution("harmless"))
+    judge = lab.evaluator()
     found = {name: measured(judge, folder) for name, folder in folders.items()}
-    keep("revisions", {name: plain(figures) for name, figures in found.items()})
-    with drawing("revisions", panels=2) as (left, right):
+    lab.keep("revisions", {name: plain(figures) for name, figures in found.items()})
+    with lab.drawing("revisions", panels=2) as (left, right):
         for name, figures in found.items():
-            draw_shares(left, range(ROUNDS + 1), figures["preferred"], COLOURS[name], LABELS[name])
-            draw_shares(right, range(ROUNDS + 1), figures["refused"], COLOURS[name], LABELS[name])
-        left.axhline(50, color="#cccccc", linewidth=0.8, zorder=0)
-        left.set_ylabel("preferred to the first answer (%)")
+            lab.draw_preferred(left, range(ROUNDS + 1), figures["preferred"], COLOURS[name], LABELS[name])
+            lab.draw_shares(right, range(ROUNDS + 1), figures["refused"], COLOURS[name], LABELS[name])
         right.set_ylabel("refusals (%)")
         left.legend(frameon=False)
         for axes in (left, right):
@@ -62,11 +47,11 @@ def main() -> None:
 
 def measured(judge: Judge, folder: Path) -> dict[str, Any]:
     """Of each round: the shares of texts that are preferred to the first ones, and of refusals."""
-    rounds = texts_by_round(folder, ROUNDS)
+    rounds = lab.texts_by_round(folder, ROUNDS)
     first = rounds[0]
     pairs = [[(t.prompt, t.text, first[i].text) for i, t in now.items()] for now in rounds]
     return {
-        "preferred": [share(preferred(judge, p, "red_team")) for p in pairs],
+        "preferred": [share(lab.preferred(judge, p, "red_team")) for p in pairs],
         "refused": [share([float(is_refusal(t.text)) for t in now.values()]) for now in rounds],
         "filters": filtered(folder),
     }

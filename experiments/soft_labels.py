@@ -15,17 +15,16 @@ from statistics import mean
 import torch
 from lab import BLUE, ORANGE, drawing, keep, options, solon_run
 
-from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
+from solon.models import load_tokenizer, resolve
 from solon.recipe import Recipe, load_recipe
 from solon.records import Label
 from solon.report.statistics import ece
-from solon.stages.reward import EncodedPair, learn, plan_steps, split_pairs, start_head
+from solon.stages.reward import EncodedPair, learn, plan_steps, split_pairs, untrained
 from solon.store import read_rows
 from solon.training.adapters import trainable
 from solon.training.encoding import Encoder
 from solon.training.optimiser import Optimiser
-from solon.training.reward_model import RewardModel, new_reward_model
-from solon.training.views import ReadAt
+from solon.training.reward_model import RewardModel
 
 SEEDS = (0, 1, 2)
 FIGURES = {
@@ -65,17 +64,14 @@ def hard(pair: EncodedPair) -> EncodedPair:
 
 def trained(recipe: Recipe, folder: Path, pairs: Sequence[EncodedPair], seed: int) -> RewardModel:
     """A reward model as the stage trains it."""
-    settings, device = recipe.reward, pick_device(recipe.device)
-    source = resolve(str(folder / "04_finetune" / "model"))
-    at = ReadAt(settings.depth, settings.pooling)
-    model = new_reward_model(source, device, pick_dtype(recipe.dtype, device), settings.lora, seed, at)
-    if settings.head == "fitted":
-        start_head(model, pairs, seed)
-    optimiser = Optimiser(trainable(model), settings.optimiser.learning_rate)
-    plan = plan_steps([p.prompt_id for p in pairs], settings.optimiser.batch, settings.optimiser.epochs, seed)
+    settings = recipe.reward.optimiser
+    seeded = recipe.model_copy(update={"seed": seed})
+    model = untrained(seeded, resolve(str(folder / "04_finetune" / "model")), pairs)
+    optimiser = Optimiser(trainable(model), settings.learning_rate)
+    plan = plan_steps([p.prompt_id for p in pairs], settings.batch, settings.epochs, seed)
     for step, chosen in enumerate(plan):
         optimiser.anneal(step, len(plan))
-        learn(model, optimiser, [pairs[i] for i in chosen], settings.optimiser.max_grad_norm)
+        learn(model, optimiser, [pairs[i] for i in chosen], settings.max_grad_norm)
     return model.eval()
 
 

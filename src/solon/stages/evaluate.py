@@ -203,18 +203,21 @@ def describe(answers: Sequence[Written], resamples: int, seed: int) -> dict[str,
     return figures
 
 
+def texts_by_round(rows: Sequence[Written], rounds: int) -> list[dict[str, Written]]:
+    """By prompt id: the answers, and the last usable text after each round of revision."""
+    found = [{r.prompt_id: r for r in rows if r.kind == "answer"}]
+    for number in range(1, rounds + 1):
+        revised = [r for r in rows if r.kind == "revision" and r.round == number]
+        found.append(found[-1] | {r.prompt_id: r for r in revised if r.chosen and r.unusable is None})
+    return found
+
+
 def _revision_curve(recipe: Recipe, inputs: Inputs, judge: Judge) -> list[dict[str, Any]]:
     """Win rate of each round's text over the first answer, on the red-team training prompts."""
     rows = [r for r in inputs.rows("revise", Written) if r.prompt_kind == "red_team"]
-    first = {r.prompt_id: r for r in rows if r.kind == "answer"}
-    current = dict(first)
+    first, *revised = texts_by_round(rows, recipe.revise.rounds)
     curve = []
-    for number in range(1, recipe.revise.rounds + 1):
-        current |= {
-            r.prompt_id: r
-            for r in rows
-            if r.kind == "revision" and r.round == number and r.chosen and r.unusable is None
-        }
+    for number, current in enumerate(revised, 1):
         questions = [
             Question(
                 _principle(recipe, inputs, i, "red_team"),

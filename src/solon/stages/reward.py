@@ -48,34 +48,44 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     tokenizer = load_tokenizer(source)
     encoder = Encoder(tokenizer)
     train, test = split_pairs(inputs.rows("label", Label), encoder, recipe)
-    model = _new(recipe, source)
-    if recipe.reward.head == "fitted":
-        start_head(model, train, recipe.seed)
+    model = untrained(recipe, source, train)
     trainer = _fit(recipe, model, train, workspace)
-    answers = sorted({e for pair in [*train, *test] for e in (pair.a, pair.b)}, key=lambda e: e.ids)
+    answers = sorted(different_answers([*train, *test]), key=lambda e: e.ids)
     chosen = random.Random(seed_from(recipe.seed, "reference")).sample(answers, min(_REFERENCE, len(answers)))
     model.normalise_on(chosen)
     model.save(workspace.folder / "model", tokenizer)
     return StageResult(trainer.rows(), held_out(model, test), outputs=("model",))
 
 
-def _new(recipe: Recipe, source: ModelSource) -> RewardModel:
+def untrained(recipe: Recipe, source: ModelSource, train: Sequence[EncodedPair]) -> RewardModel:
+    """The reward model before its first step, its head where the recipe lets it start."""
     device, settings = pick_device(recipe.device), recipe.reward
     dtype, seed = pick_dtype(recipe.dtype, device), seed_from(recipe.seed, "reward")
     at = ReadAt(settings.depth, settings.pooling)
-    return new_reward_model(source, device, dtype, settings.lora, seed, at)
+    model = new_reward_model(source, device, dtype, settings.lora, seed, at)
+    if settings.head == "fitted":
+        start_head(model, train, recipe.seed)
+    return model
+
+
+def different_answers(pairs: Sequence[EncodedPair]) -> list[Encoded]:
+    """The pairs' answers, each once, in the order of the pairs."""
+    return list(dict.fromkeys(e for pair in pairs for e in (pair.a, pair.b)))
+
+
+def _sides(pairs: Sequence[EncodedPair], answers: Sequence[Encoded]) -> tuple[list[int], list[int]]:
+    """Where the first and the second answer of each pair stand among the answers."""
+    place = {e: i for i, e in enumerate(answers)}
+    return [place[pair.a] for pair in pairs], [place[pair.b] for pair in pairs]
 
 
 @torch.no_grad()
 def start_head(model: RewardModel, pairs: Sequence[EncodedPair], seed: int) -> None:
     """Let the head start as a logistic regression on what it reads of these pairs."""
     chosen = random.Random(seed_from(seed, "head")).sample(pairs, min(PAIRS, len(pairs)))
-    answers = list(dict.fromkeys(e for pair in chosen for e in (pair.a, pair.b)))
-    place = {e: i for i, e in enumerate(answers)}
+    answers = different_answers(chosen)
     features = model.features(answers).double().numpy()
-    a_nD, b_nD = (
-        features[[place[e] for e in side]] for side in zip(*((p.a, p.b) for p in chosen), strict=True)
-    )
+    a_nD, b_nD = (features[side] for side in _sides(chosen, answers))
     head = fit_head(a_nD, b_nD, np.array([p.p_a for p in chosen]), [p.prompt_id for p in chosen])
     model.head.weight.copy_(torch.from_numpy(head.weight_D))
     model.head.bias.fill_(head.bias)
@@ -154,10 +164,10 @@ def learn(
     model: RewardModel, optimiser: Optimiser, pairs: Sequence[EncodedPair], max_norm: float
 ) -> tuple[dict[str, float], int]:
     """One optimisation step on these pairs, each answer read once: its figures and the tokens read."""
-    answers = list(dict.fromkeys(e for pair in pairs for e in (pair.a, pair.b)))
-    place = {e: i for i, e in enumerate(answers)}
+    answers = different_answers(pairs)
+    a_P, b_P = _sides(pairs, answers)
     scores_B = model(answers)
-    delta_P = scores_B[[place[p.a] for p in pairs]] - scores_B[[place[p.b] for p in pairs]]
+    delta_P = scores_B[a_P] - scores_B[b_P]
     p_P = torch.tensor([p.p_a for p in pairs], device=scores_B.device)
     loss = soft_bradley_terry(delta_P, p_P)
     torch.autograd.backward(loss)
