@@ -271,7 +271,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("label", "finetune"),
         lambda r, _: r.reward.model_dump(),
         lambda r: f"{r.reward.optimiser.epochs} epochs of pairs",
-        version=4,
+        version=5,
     ),
     Stage(
         8,

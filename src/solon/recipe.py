@@ -69,6 +69,11 @@ class Revise(Settings):
     answer: Sampling = Sampling(max_tokens=64, temperature=0.7, top_p=0.95)
     critic: Sampling = Sampling(max_tokens=48, temperature=0.7, top_p=0.95)
     revision: Sampling = Sampling(max_tokens=64, temperature=0.7, top_p=0.95)
+    sentences: int | None = Field(
+        default=None,
+        ge=1,
+        description="Cut a revision behind so many sentences, or before one that it repeats; null: keep all",
+    )
     max_copied: float = Field(
         default=0.5, gt=0, le=1, description="Share of a demonstration's word trigrams that counts as a copy"
     )
@@ -135,6 +140,11 @@ class LabelSettings(Settings):
     margin: float = Field(
         default=0.0, ge=0, lt=0.5, description="Pairs whose probability is closer to one half train nothing"
     )
+    crossed: int = Field(
+        default=0,
+        ge=0,
+        description="Pairs a prompt of an answer and a refusal that was sampled for another prompt",
+    )
     effects: int = Field(
         default=48, ge=0, description="Pairs on which every principle is asked, to see what each one does"
     )
@@ -151,8 +161,10 @@ class Reward(Settings):
     depth: float = Field(
         default=1.0, gt=0, le=1, description="Share of the blocks, from the first, below its head"
     )
-    head: Literal["random", "fitted"] = Field(
-        default="random", description="Where the head starts: fitted is by logistic regression on the pairs"
+    head: Literal["random", "fitted", "gated"] = Field(
+        default="random",
+        description="Where the head starts: fitted is by logistic regression on the pairs; gated also has a "
+        "second direction that the kind of prompt turns on",
     )
     lora: Lora = Lora()
     optimiser: Optimiser = Optimiser(learning_rate=2e-4, epochs=1)
@@ -299,10 +311,12 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _critic_fits(self) -> "Recipe":
-        if self.reinforce.critic == "adapter" and (self.reward.pooling, self.reward.depth) != ("last", 1.0):
+        read = (self.reward.pooling, self.reward.depth, self.reward.head == "gated")
+        if self.reinforce.critic == "adapter" and read != ("last", 1.0, False):
             raise ValueError(
                 "reinforce.critic: adapter reads every token's last state with the reward model's head: it "
-                "wants reward.pooling: last and reward.depth: 1. Set these, or reinforce.critic: head"
+                "wants reward.pooling: last, reward.depth: 1 and a reward.head without a gate. Set these, or "
+                "reinforce.critic: head"
             )
         return self
 

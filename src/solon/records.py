@@ -96,6 +96,7 @@ class Label(Row):
     `p_a` is None when the judge could not tell (`unscored` says why), `dropped` says why a scored pair is
     left out: such pairs train nothing. `p_raw` is what the judge said before calibration, `asked` all the
     principles that were asked, `disagreement` the standard deviation of several asked judges or principles.
+    `crossed`: one of the two is a refusal that was sampled for another prompt.
     """
 
     prompt_id: str
@@ -114,6 +115,7 @@ class Label(Row):
     truncated: bool = False
     unscored: str | None = None
     dropped: str | None = None
+    crossed: bool = False
 
 
 class Verdict(Row):

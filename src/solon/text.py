@@ -138,12 +138,36 @@ def complete_sentences(text: str) -> str:
     ends no sentence. A text without any full sentence comes back whole, less a list marker that dangles
     at its end.
     """
-    ends = [match.end() for match in _END.finditer(text) if _ends_sentence(text, match)]
-    ends += [match.end() for match in _LIST_LINE.finditer(text) if _ends_item(text, match)]
-    if ends:
-        return text[: max(ends)]
+    if ends := _sentence_ends(text):
+        return text[: ends[-1]]
     kept = _DANGLING.sub(_punctuation, text.rstrip())
     return kept.rstrip() if kept != text.rstrip() and kept.strip() else text
+
+
+def leading_sentences(text: str, most: int) -> str:
+    """The beginning of `text` up to its `most`th full sentence, or up to the first that is said again.
+
+    A sentence is said again if its words, or more than half of its word trigrams, stood before it in one that
+    is kept. A text with fewer sentences comes back whole.
+    """
+    kept: list[str] = []
+    start = 0
+    for end in _sentence_ends(text):
+        sentence = text[start:end]
+        if any(words(sentence) == words(said) or copied_share(sentence, said) > 0.5 for said in kept):
+            return text[:start]
+        kept.append(sentence)
+        start = end
+        if len(kept) == most:
+            return text[:end]
+    return text
+
+
+def _sentence_ends(text: str) -> list[int]:
+    """Where full sentences and full list items end, in order."""
+    ends = {match.end() for match in _END.finditer(text) if _ends_sentence(text, match)}
+    ends |= {match.end() for match in _LIST_LINE.finditer(text) if _ends_item(text, match)}
+    return sorted(ends)
 
 
 def _punctuation(dangling: re.Match[str]) -> str:

@@ -111,16 +111,16 @@ def test_ppo_starts_at_ratio_one(finished: tuple[Path, Path]) -> None:
     assert json.loads((finished[1] / "summary.json").read_text())["ppo"]["ratio_error"] < 1e-5
 
 
-def test_ppo_learns_from_a_reward_model_that_reads_half_way_up(
+def test_ppo_learns_from_a_gated_reward_model_that_reads_half_way_up(
     finished: tuple[Path, Path], tmp_path: Path
 ) -> None:
     recipe, folder = finished
     shutil.copytree(folder, tmp_path / "run")
-    overrides = ("reward.depth=0.5", "reward.pooling=mean", "reward.head=fitted")
+    overrides = ("reward.depth=0.5", "reward.pooling=mean", "reward.head=gated")
     done = tiny_run.open_run(recipe, tmp_path / "run", *overrides).execute()
     assert [stage.stage for stage, reused in done if not reused] == ["reward", "reinforce", "evaluate"]
     about = json.loads((tmp_path / "run" / "07_reward" / "model" / "reward.json").read_text())
-    assert (about["depth"], about["pooling"]) == (0.5, "mean")
+    assert (about["depth"], about["pooling"], about["gated"]) == (0.5, "mean", True)
     steps = list(read_rows(tmp_path / "run" / "08_reinforce" / "rows.parquet", Step))
     assert json.loads(steps[0].metrics)["ratio_error"] < 1e-5
 

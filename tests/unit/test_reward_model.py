@@ -1,6 +1,7 @@
 """The reward model's readings, its fitted start, and what it keeps of both."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from solon.engines.hooks import blocks
 from solon.feedback.readout import fit
 from solon.models import load_model, load_tokenizer, resolve
 from solon.recipe import Lora, Recipe
-from solon.stages.reward import EncodedPair, start_head
+from solon.records import PromptKind
+from solon.stages.reward import EncodedPair, held_out, start_head
 from solon.training.adapters import trainable, using
 from solon.training.encoding import Encoded
-from solon.training.head_start import fit_head
+from solon.training.head_start import fit_gate, fit_head
 from solon.training.reward_model import RewardModel, load_reward_model, new_reward_model
 from solon.training.views import ReadAt, View
 from tests.ppo_setup import EPISODES, stir
@@ -37,12 +39,14 @@ def test_it_reads_where_it_is_told_to(tiny_model_folder: Path, at: ReadAt) -> No
     """By hand: transformers' own hidden states of each row alone."""
     made = _model(tiny_model_folder, at)
     model = made.view.model
-    for row, state in zip(EPISODES, made.features(EPISODES), strict=True):
+    read = made.features(EPISODES)
+    for row, state, prompt in zip(EPISODES, read.answer_BD, read.prompt_BD, strict=True):
         with using(model, "default"), torch.no_grad():
             output = model.base_model(input_ids=torch.tensor([row.ids]), output_hidden_states=True)
         states_TD = output.last_hidden_state[0] if at.depth == 1 else output.hidden_states[1][0]
         taken = states_TD[-1:] if at.pooling == "last" else states_TD[len(row.prompt) :]
         torch.testing.assert_close(state, taken.mean(0), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(prompt, states_TD[len(row.prompt) - 1], atol=1e-5, rtol=1e-4)
 
 
 def test_answers_with_one_prompt_are_read_whole(tiny_model_folder: Path) -> None:
@@ -53,7 +57,7 @@ def test_answers_with_one_prompt_are_read_whole(tiny_model_folder: Path) -> None
     together, alone = made.score(rows), torch.cat([made.score([row]) for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
     at_prompt = View(made.view.model, "default").states([Encoded(prompt, (8,))])[0]
-    torch.testing.assert_close(made.features(rows)[2], at_prompt.detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(made.features(rows).answer_BD[2], at_prompt.detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_blocks_that_are_not_read_have_no_adapter(tiny_model_folder: Path) -> None:
@@ -87,10 +91,10 @@ def test_a_fitted_head_starts_at_the_regression(tiny_model_folder: Path) -> None
         for i in range(12)
     ]
     start_head(made, pairs, seed=0)
-    a, b = (made.features([getattr(p, side) for p in pairs]).double().numpy() for side in "ab")
+    a, b = (made.features([getattr(p, side) for p in pairs]).answer_BD.double().numpy() for side in "ab")
     head = fit_head(a, b, np.array([p.p_a for p in pairs]), [p.prompt_id for p in pairs])
     raw = made.score([p.a for p in pairs]) - made.score([p.b for p in pairs])
-    np.testing.assert_allclose(raw.numpy(), (a - b) @ head.weight_D, atol=1e-4)
+    np.testing.assert_allclose(raw.numpy(), (a - b) @ head.common.weight_D, atol=1e-4)
     assert float(made.head.weight.detach().abs().max()) > 0
 
 
@@ -99,11 +103,86 @@ def test_a_fitted_head_finds_the_direction_that_labels_follow() -> None:
     a, b, truth = rng.normal(5, 3, (400, 6)), rng.normal(5, 3, (400, 6)), np.array([1.0, -0.5, 0, 0, 0, 0])
     p = 1 / (1 + np.exp(-((a - b) @ truth)))
     head = fit_head(a, b, p, [str(i // 4) for i in range(400)])
-    np.testing.assert_allclose(head.weight_D, truth, atol=0.15)
+    np.testing.assert_allclose(head.common.weight_D, truth, atol=0.15)
     assert head.l2 == 1, "labels without noise want the weakest penalty"
-    assert float((a @ head.weight_D + head.bias).mean() + (b @ head.weight_D + head.bias).mean()) == (
-        pytest.approx(0, abs=1e-9)
+    assert float(head.common(a).mean() + head.common(b).mean()) == pytest.approx(0, abs=1e-9)
+    assert head.by_kind is None
+
+
+def test_a_gate_lets_one_kind_of_prompt_want_what_the_other_does_not() -> None:
+    """Refuse this, answer that: along one direction of the states, the sign is the prompt's."""
+    rng = np.random.default_rng(1)
+    a, b, asked = rng.normal(0, 1, (300, 4)), rng.normal(0, 1, (300, 4)), rng.normal(2, 1, (300, 3))
+    red_team = asked[:, 0] > 2
+    p = 1 / (1 + np.exp(-4 * (a - b)[:, 1] * np.where(red_team, 1, -1)))
+    prompts = [str(i) for i in range(300)]
+    gate = fit_gate(asked, red_team, prompts)
+    assert ((gate(asked) > 0) == red_team).mean() > 0.95
+    gates = np.tanh(gate(asked) / 2)
+    head = fit_head(a, b, p, prompts, gates)
+    assert head.by_kind is not None
+    delta = head.common(a) - head.common(b) + gates * (head.by_kind(a) - head.by_kind(b))
+    assert ((delta > 0) == (p > 0.5)).mean() > 0.9
+    plain = fit_head(a, b, p, prompts)
+    assert (((plain.common(a) - plain.common(b)) > 0) == (p > 0.5)).mean() < 0.65
+
+
+def test_prompts_of_one_kind_open_no_gate() -> None:
+    gate = fit_gate(np.ones((4, 3)), np.array([True] * 4), list("abcd"))
+    np.testing.assert_array_equal(gate(np.ones((4, 3))), np.zeros(4))
+
+
+def _mixed() -> list[EncodedPair]:
+    kinds: list[PromptKind] = ["red_team", "helpful"]
+    labels = [0.9, 0.2, 0.7, 0.4]
+    return [
+        EncodedPair(str(i), EPISODES[i % 4], EPISODES[(i + 1 + i // 4) % 4], labels[i % 4], kinds[i % 2])
+        for i in range(12)
+    ]
+
+
+def test_a_gated_model_starts_at_the_regression_and_survives_its_file(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    source = resolve(str(tiny_model_folder))
+    lora = Lora(rank=4, alpha=8)
+    made = new_reward_model(source, "cpu", torch.float32, lora, 1, HALF, gated=True)
+    plain = new_reward_model(source, "cpu", torch.float32, lora, 1, HALF)
+    torch.testing.assert_close(made.score(EPISODES), plain.score(EPISODES), msg="a new gate changes nothing")
+    stir(made, 2, scale=0.05)
+    pairs = _mixed()
+    start_head(made, pairs, seed=0)
+    assert made.gate is not None
+    read = made.features([p.a for p in pairs])
+    by_hand = (
+        read.answer_BD @ made.head.weight[0]
+        + made.head.bias
+        + torch.tanh((read.prompt_BD @ made.gate.kind.weight[0] + made.gate.kind.bias) / 2)
+        * (read.answer_BD @ made.gate.by_kind.weight[0] + made.gate.by_kind.bias)
     )
+    torch.testing.assert_close(made.score([p.a for p in pairs]), by_hand.detach(), atol=1e-4, rtol=1e-4)
+    assert float(made.gate.by_kind.weight.abs().max()) > 0
+    made.normalise_on(EPISODES)
+    expected = made.score(EPISODES)
+    made.save(tmp_path / "reward", load_tokenizer(source))
+    trunk = load_model(source, "cpu", torch.float32)
+    again = load_reward_model(tmp_path / "reward", trunk, load_tokenizer(source))
+    torch.testing.assert_close(again.score(EPISODES), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_agreement_is_told_for_each_sort_of_pair(tiny_model_folder: Path) -> None:
+    made = _model(tiny_model_folder, HALF)
+    pairs = [replace(pair, crossed=i < 4) for i, pair in enumerate(_mixed())]
+    figures = held_out(made, pairs)
+    sorts = [(f["kind"], f["crossed"], f["n"]) for f in figures["by_pairs"]]
+    assert sorts == [
+        ("helpful", False, 4),
+        ("helpful", True, 2),
+        ("red_team", False, 4),
+        ("red_team", True, 2),
+    ]
+    right = sum(f["accuracy"] * f["n"] for f in figures["by_pairs"])
+    assert right / 12 == pytest.approx(figures["heldout_accuracy"])
 
 
 @settings(max_examples=20, deadline=None)
@@ -123,3 +202,8 @@ def test_a_critic_that_starts_as_the_reward_model_wants_the_last_token() -> None
         Recipe.model_validate(
             {"name": "x", "reinforce": {"critic": "adapter"}, "reward": {"pooling": "mean"}}
         )
+
+
+def test_a_gate_is_no_start_for_a_critic() -> None:
+    with pytest.raises(ValidationError, match=r"reward\.head"):
+        Recipe.model_validate({"name": "x", "reinforce": {"critic": "adapter"}, "reward": {"head": "gated"}})

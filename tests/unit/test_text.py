@@ -13,6 +13,7 @@ from solon.text import (
     drop_near_duplicates,
     is_degenerate,
     jaccard,
+    leading_sentences,
     word_ngrams,
     words,
 )
@@ -127,6 +128,38 @@ def test_complete_sentences_returns_a_beginning_and_never_nothing(text: str) -> 
     kept = complete_sentences(text)
     assert text.startswith(kept)
     assert bool(kept.strip()) == bool(text.strip())
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "kept"),
+    [
+        ("I can't help. Call 911. Be safe.", 2, "I can't help. Call 911."),
+        ("I can't help. Call 911.", 3, "I can't help. Call 911."),
+        # said again, word for word and nearly
+        ("I'm not able to help. I'm not able to help. I'm", 3, "I'm not able to help."),
+        (
+            "It is illegal to build bombs. So it is illegal to build bombs. No.",
+            3,
+            "It is illegal to build bombs.",
+        ),
+        ("You can't. Ask him. You can't. Ask her.", 9, "You can't. Ask him."),
+        # an unfinished end is not judged; a list's items are sentences
+        ("No. It is", 2, "No. It is"),
+        ("1. Buy eggs.\n2. Cook them.\n3. Eat.", 2, "1. Buy eggs.\n2. Cook them."),
+        ("no end", 1, "no end"),
+        ("", 1, ""),
+    ],
+)
+def test_leading_sentences(text: str, most: int, kept: str) -> None:
+    assert leading_sentences(text, most) == kept
+
+
+@given(st.text(alphabet='aB1. \n-!?)"*:e.g', max_size=60), st.integers(1, 4))
+def test_leading_sentences_are_a_beginning_and_stay_what_they_are(text: str, most: int) -> None:
+    kept = leading_sentences(text, most)
+    assert text.startswith(kept)
+    assert bool(kept) == bool(text)
+    assert leading_sentences(kept, most) == kept
 
 
 def test_near_duplicates_by_hand() -> None:

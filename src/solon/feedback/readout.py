@@ -79,6 +79,19 @@ def fit_path(
     ]
 
 
+def classify_path(x_nD: Array, l2: Sequence[float], p_n: Array) -> list[tuple[Array, float]]:
+    """Logistic regression of p_n on features with an intercept, for several penalties: weight [D] and bias.
+
+    A point and its mirror image about the mean make a pair, and a constant feature gives the intercept; it is
+    penalised as the others are.
+    """
+    mean_D, scale_D = x_nD.mean(0), x_nD.std(0) + 1e-6
+    centred_nD = np.column_stack([(x_nD - mean_D) / scale_D, np.ones(len(x_nD))]) / 2
+    fitted = fit_path(centred_nD, -centred_nD, l2, p_n=p_n)
+    weights = [readout.overall_D / readout.scale_D for readout in fitted]
+    return [(w[:-1] / scale_D, float(w[-1] - mean_D @ (w[:-1] / scale_D))) for w in weights]
+
+
 def _dual(kernel_nn: Array, l2: Sequence[float], p_n: Array) -> list[Array]:
     """Weights [n] of the pairs for each penalty: the optimum is the sum of their differences so weighted."""
     values_r, vectors_nr = np.linalg.eigh(kernel_nn)

@@ -17,6 +17,7 @@ from solon.report.figures import agreement_figure, figures
 from solon.report.rundata import RunData, read_run
 from solon.report.transcripts import panels, rejections, threads
 from solon.store import write_atomically
+from solon.summary import GAMED_ON
 
 THREADS, RED_TEAM_PANELS, HELPFUL_PANELS = 6, 6, 4
 _SETS = {"red_team": "red-team", "helpful": "ordinary"}
@@ -175,7 +176,7 @@ def _guard_row(found: Mapping[str, Any]) -> tuple[str, str, str, str]:
     change = " to ".join(wording.decimal(bound) for bound in found["ci95"])
     return (
         f"Guard after {found['step']} steps: score; judge's rating over the SL model"
-        + (" (over-optimised: stopped)" if found["over_optimised"] else ""),
+        + (f" (over-optimised on {GAMED_ON[found['gamed_on']]}: stopped)" if found["over_optimised"] else ""),
         f"{wording.decimal(found['score'])}; {wording.percent(found['rating'])}",
         f"change from the best check {change}",
         "",

@@ -1,7 +1,8 @@
 """Stage 6, label: the judge says which of two answers a principle prefers (RLAIF).
 
 Bai et al. 2022, sec. 4.1: one principle drawn for each label, and the probability kept as a soft label.
-A pair that the judge cannot score is kept as unscored and trains nothing. On some pairs every principle is
+A pair that the judge cannot score is kept as unscored and trains nothing. With `label.crossed` some pairs
+have a refusal of another prompt on one side, in either place. On some pairs every principle is
 asked, to show what each of them does.
 """
 
@@ -9,6 +10,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations, groupby
 from typing import Any
 
@@ -21,10 +23,24 @@ from solon.feedback.ensemble import every_principle, principles_asked
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Written
+from solon.refusal import is_refusal
 from solon.stages.common import in_batches, picked_judge, role_engine
 from solon.store import StageResult, Workspace, write_atomically
 
-Drawn = tuple[Written, Written, Principle]
+
+@dataclass(frozen=True)
+class Drawn:
+    """A pair to be compared: `about` has its prompt, and one or both of a and b answer that."""
+
+    about: Written
+    a: Written
+    b: Written
+    principle: Principle
+
+    @property
+    def question(self) -> Question:
+        row = self.about
+        return Question(self.principle, row.prompt, self.a.text, self.b.text, kind=row.prompt_kind)
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
@@ -33,14 +49,14 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     answers = inputs.rows("sample", Written)
     groups = [list(group) for _, group in groupby(answers, key=lambda row: row.prompt_id)]
 
+    refusals = [row for row in answers if is_refusal(row.text)] if recipe.label.crossed else []
+
     def work(batch: Sequence[Sequence[Written]]) -> tuple[list[Label], int]:
         before = engine.tokens_read + engine.tokens_generated
         drawn = [pair for group in batch for pair in _pairs(recipe, inputs, group)]
-        questions = [Question(p, a.prompt, a.text, b.text, kind=a.prompt_kind) for a, b, p in drawn]
-        rows = [
-            _label(recipe, inputs, judge, pair, question, judgement)
-            for pair, question, judgement in zip(drawn, questions, judge.compare(questions), strict=True)
-        ]
+        drawn += [pair for group in batch for pair in _crossed(recipe, inputs, group, refusals)]
+        judged = judge.compare([pair.question for pair in drawn])
+        rows = [_label(recipe, inputs, judge, *found) for found in zip(drawn, judged, strict=True)]
         return rows, engine.tokens_read + engine.tokens_generated - before
 
     rows = list(workspace.batches(in_batches(groups, recipe.label.batch), Label, work, "prompts"))
@@ -71,26 +87,48 @@ def _pairs(recipe: Recipe, inputs: Inputs, answers: Sequence[Written]) -> list[D
     rng = random.Random(seed_from(recipe.seed, answers[0].prompt_id, "pairs"))
     different = [(a, b) for a, b in combinations(answers, 2) if a.text != b.text]
     chosen = rng.sample(different, min(recipe.label.pairs, len(different)))
-    kind = answers[0].prompt_kind
-    return [(*_shuffled(pair, rng), inputs.constitution.draw(rng, kind=kind)) for pair in chosen]
+    return [_drawn(inputs, answers[0], pair, rng) for pair in chosen]
 
 
-def _shuffled(pair: tuple[Written, Written], rng: random.Random) -> tuple[Written, Written]:
-    return pair if rng.random() < 0.5 else (pair[1], pair[0])
+def _crossed(
+    recipe: Recipe, inputs: Inputs, answers: Sequence[Written], refusals: Sequence[Written]
+) -> list[Drawn]:
+    rng = random.Random(seed_from(recipe.seed, answers[0].prompt_id, "crossed"))
+    pairs = crossed_pairs(answers, refusals, recipe.label.crossed, rng)
+    return [_drawn(inputs, answers[0], pair, rng) for pair in pairs]
 
 
-def _label(
-    recipe: Recipe, inputs: Inputs, judge: Calibrated, drawn: Drawn, question: Question, judgement: Judgement
-) -> Label:
-    a, b, principle = drawn
+def crossed_pairs(
+    answers: Sequence[Written], refusals: Sequence[Written], count: int, rng: random.Random
+) -> list[tuple[Written, Written]]:
+    """At most `count` answers to one prompt that are no refusals, each beside a refusal of another prompt.
+
+    The answers to an ordinary prompt hold few refusals, and a reward model that has seen few does not learn
+    that they are worse; a policy finds that out. Such pairs cost no generation.
+    """
+    own = [row for row in answers if not is_refusal(row.text)]
+    others = [row for row in refusals if row.prompt_id != answers[0].prompt_id]
+    if not others:
+        return []
+    return [(row, rng.choice(others)) for row in rng.sample(own, min(count, len(own)))]
+
+
+def _drawn(inputs: Inputs, about: Written, pair: tuple[Written, Written], rng: random.Random) -> Drawn:
+    """In a random order, with a principle."""
+    a, b = pair if rng.random() < 0.5 else (pair[1], pair[0])
+    return Drawn(about, a, b, inputs.constitution.draw(rng, kind=about.prompt_kind))
+
+
+def _label(recipe: Recipe, inputs: Inputs, judge: Calibrated, drawn: Drawn, judgement: Judgement) -> Label:
+    a, b, about = drawn.a, drawn.b, drawn.about
     return Label(
         parents=(a.id, b.id),
         origin=judge.name,
-        principle=principle.id,
+        principle=drawn.principle.id,
         constitution=inputs.constitution.digest,
-        prompt_id=a.prompt_id,
-        prompt=a.prompt,
-        prompt_kind=a.prompt_kind,
+        prompt_id=about.prompt_id,
+        prompt=about.prompt,
+        prompt_kind=about.prompt_kind,
         a_id=a.id,
         b_id=b.id,
         a=a.text,
@@ -99,11 +137,12 @@ def _label(
         b_finish=b.finish,
         p_a=judgement.p_a,
         p_raw=judgement.p_raw,
-        asked=tuple(p.id for p in principles_asked(judge, question)),
+        asked=tuple(p.id for p in principles_asked(judge, drawn.question)),
         disagreement=judgement.disagreement,
         truncated=judgement.truncated,
         unscored=judgement.unscored,
         dropped=_dropped(judgement, recipe.label.margin),
+        crossed=a.prompt_id != b.prompt_id,
     )
 
 

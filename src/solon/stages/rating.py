@@ -120,7 +120,9 @@ class Watch:
             self._first_answers()
         episodes = [episode for episode, _ in answers]
         scores = shaped(self._reward(episodes), episodes, self._recipe.reinforce)
-        return Rated(step, tuple(scores.tolist()), tuple(self._ratings([text for _, text in answers])))
+        ratings = self._ratings([text for _, text in answers])
+        kinds = tuple(p.kind for p in self._prompts)
+        return Rated(step, tuple(scores.tolist()), tuple(ratings), kinds)
 
     def _ratings(self, texts: Sequence[str]) -> list[float | None]:
         """P(better than the SL model's answer); equal texts are a tie without asking."""

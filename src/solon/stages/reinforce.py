@@ -75,7 +75,7 @@ def _ranks(actors: Actors, accelerator: Accelerator, pieces: bool) -> Ranks:
     if not pieces:
         return Ranks(*place)
     trunk = actors.policy.actor.model
-    heads = (actors.policy.value_head, actors.reward.head)
+    heads = (actors.policy.value_head, actors.reward.readers())
     return Ranks(*place, sharding.Divided(trunk, accelerator.device, heads).settle)
 
 

@@ -26,6 +26,7 @@ from solon.records import Prompt, TextKind, Written
 from solon.stages.common import asks, choose, engine_for, in_batches, picked_judge, role_engine, written
 from solon.store import StageResult, Workspace
 from solon.templates import fill
+from solon.text import leading_sentences
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
@@ -200,11 +201,19 @@ class Reviser:
         return revised
 
     def _filtered(self, thread: Thread, draw: Draw, row: Written) -> Written:
+        row = self._shortened(row)
         text = clean(row.text)
         shown = [part for d in draw.shown for part in (d.answer, d.critique, d.revision)]
         critique = thread.rows[-1].text if self._settings.critique else ""
         reason = reject_revision(text, thread.current.text, shown, self._settings.max_copied, critique)
         return row.changed(text=text, unusable=reason)
+
+    def _shortened(self, row: Written) -> Written:
+        """Small models begin well and then go in circles: the first sentences are the revision."""
+        if self._settings.sentences is None:
+            return row
+        text = leading_sentences(row.text, self._settings.sentences)
+        return row if text == row.text else row.changed(text=text, finish="stop")
 
     def _keep_best(self, thread: Thread, draw: Draw, rows: Sequence[Written]) -> Thread:
         """Mark the candidate that the next round builds on; the thread moves only to a usable one."""

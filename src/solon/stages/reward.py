@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from solon.digest import seed_from
 from solon.errors import RunError
 from solon.models import ModelSource, load_tokenizer, pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
-from solon.records import Label
+from solon.records import Label, PromptKind
 from solon.report.statistics import ece, reliability, wilson
 from solon.store import StageResult, Workspace
 from solon.training.adapters import trainable
 from solon.training.encoding import Encoded, Encoder
-from solon.training.head_start import PAIRS, fit_head
+from solon.training.head_start import PAIRS, Linear, fit_gate, fit_head
 from solon.training.losses import soft_bradley_terry
 from solon.training.optimiser import Optimiser
 from solon.training.resumable import Resumable
@@ -35,12 +36,17 @@ _REFERENCE = 128  # Answers that set mean and deviation: a standard error of the
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """Two encoded answers to a prompt and the probability that the first is preferred."""
+    """Two encoded answers to a prompt and the probability that the first is preferred.
+
+    `crossed`: one of them was sampled for another prompt.
+    """
 
     prompt_id: str
     a: Encoded
     b: Encoded
     p_a: float
+    kind: PromptKind = "red_team"
+    crossed: bool = False
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
@@ -62,8 +68,9 @@ def untrained(recipe: Recipe, source: ModelSource, train: Sequence[EncodedPair])
     device, settings = pick_device(recipe.device), recipe.reward
     dtype, seed = pick_dtype(recipe.dtype, device), seed_from(recipe.seed, "reward")
     at = ReadAt(settings.depth, settings.pooling)
-    model = new_reward_model(source, device, dtype, settings.lora, seed, at)
-    if settings.head == "fitted":
+    gated = settings.head == "gated"
+    model = new_reward_model(source, device, dtype, settings.lora, seed, at, gated)
+    if settings.head != "random":
         start_head(model, train, recipe.seed)
     return model
 
@@ -81,14 +88,31 @@ def _sides(pairs: Sequence[EncodedPair], answers: Sequence[Encoded]) -> tuple[li
 
 @torch.no_grad()
 def start_head(model: RewardModel, pairs: Sequence[EncodedPair], seed: int) -> None:
-    """Let the head start as a logistic regression on what it reads of these pairs."""
+    """Let the head, and its gate, start as logistic regressions on what they read of these pairs."""
     chosen = random.Random(seed_from(seed, "head")).sample(pairs, min(PAIRS, len(pairs)))
     answers = different_answers(chosen)
-    features = model.features(answers).double().numpy()
-    a_nD, b_nD = (features[side] for side in _sides(chosen, answers))
-    head = fit_head(a_nD, b_nD, np.array([p.p_a for p in chosen]), [p.prompt_id for p in chosen])
-    model.head.weight.copy_(torch.from_numpy(head.weight_D))
-    model.head.bias.fill_(head.bias)
+    read = model.features(answers)
+    features_nD = read.answer_BD.double().numpy()
+    a_n, b_n = _sides(chosen, answers)
+    prompts = [p.prompt_id for p in chosen]
+    gates_n = None
+    if model.gate is not None:
+        first = list({prompt: i for i, prompt in enumerate(prompts)}.values())
+        asked_nD = read.prompt_BD.double().numpy()[a_n]
+        red_team_n = np.array([chosen[i].kind == "red_team" for i in first])
+        gate = fit_gate(asked_nD[first], red_team_n, [prompts[i] for i in first])
+        _start(model.gate.kind, gate)
+        gates_n = np.tanh(gate(asked_nD) / 2)
+    p_n = np.array([p.p_a for p in chosen])
+    head = fit_head(features_nD[a_n], features_nD[b_n], p_n, prompts, gates_n)
+    _start(model.head, head.common)
+    if model.gate is not None and head.by_kind is not None:
+        _start(model.gate.by_kind, head.by_kind)
+
+
+def _start(layer: nn.Linear, at: Linear) -> None:
+    layer.weight.copy_(torch.from_numpy(at.weight_D))
+    layer.bias.fill_(at.bias)
 
 
 def split_pairs(
@@ -108,7 +132,8 @@ def split_pairs(
         a = encoder.encode(label.prompt, label.a, label.a_finish, settings.max_tokens)
         b = encoder.encode(label.prompt, label.b, label.b_finish, settings.max_tokens)
         held = label.prompt_id in held_out_prompts
-        sides[held].append(EncodedPair(label.prompt_id, a, b, label.p_a))
+        pair = EncodedPair(label.prompt_id, a, b, label.p_a, label.prompt_kind, label.crossed)
+        sides[held].append(pair)
     if not all(sides):
         raise RunError(
             f"the reward model has {len(sides[0])} training and {len(sides[1])} held-out pairs; "
@@ -195,8 +220,21 @@ def held_out(model: RewardModel, pairs: Sequence[EncodedPair]) -> dict[str, Any]
         "heldout_accuracy": hits / len(decided),
         "n": len(decided),
         "ci95": list(wilson(hits, len(decided))),
+        "by_pairs": _by_pairs(predicted, pairs),
         "ece": ece(predicted, labels),
         "reliability": [{"predicted": b.predicted, "observed": b.observed, "n": b.n} for b in bins],
         "mean": float(model.get_buffer("mean")),
         "std": std,
     }
+
+
+def _by_pairs(predicted: Sequence[float], pairs: Sequence[EncodedPair]) -> list[dict[str, Any]]:
+    """Agreement on each sort of pair: one figure for all hides a model that likes every refusal."""
+    found: dict[tuple[str, bool], list[bool]] = {}
+    for p, pair in zip(predicted, pairs, strict=True):
+        if pair.p_a != 0.5:
+            found.setdefault((pair.kind, pair.crossed), []).append((p > 0.5) == (pair.p_a > 0.5))
+    return [
+        {"kind": kind, "crossed": crossed, "accuracy": sum(right) / len(right), "n": len(right)}
+        for (kind, crossed), right in sorted(found.items())
+    ]

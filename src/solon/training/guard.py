@@ -6,15 +6,17 @@ then, always to the same prompts, against the SL model's own.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from solon.errors import RunError
+from solon.records import PromptKind
 from solon.report.statistics import bootstrap_mean
 
 _RESAMPLES = 1000
+_FEWEST = 4  # A bootstrap of fewer prompts says nothing
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,23 @@ class Rated:
     """The guard's prompts after `step` steps of training, one entry each.
 
     `scores` are PPO's, `ratings` the judge's probability that the answer is better than the SL model's;
-    None where the judge could not score a pair.
+    None where the judge could not score a pair. `kinds` are the prompts'.
     """
 
     step: int
     scores: tuple[float, ...]
     ratings: tuple[float | None, ...]
+    kinds: tuple[PromptKind, ...]
 
     @property
     def score(self) -> float:
         return float(np.mean(self.scores))
+
+    def of(self, kind: PromptKind) -> "Rated":
+        """The prompts of one kind alone."""
+        rows = [row for row in zip(self.scores, self.ratings, self.kinds, strict=True) if row[2] == kind]
+        scores, ratings, kinds = zip(*rows, strict=True)
+        return Rated(self.step, scores, ratings, kinds)
 
     @property
     def rating(self) -> float:
@@ -48,29 +57,62 @@ class Rated:
 @dataclass(frozen=True)
 class Evidence:
     """One check as the report shows it. `change` is the rating's against the best check before, paired by
-    prompt, with its 95 % bootstrap interval."""
+    prompt, with its 95 % bootstrap interval. `gamed_on`: the prompts on which only the reward rose, and
+    which `change` is then about."""
 
     step: int
     score: float
     rating: float
     change: float
     ci95: tuple[float, float]
-    over_optimised: bool
+    gamed_on: PromptKind | Literal["all"] | None = None
+
+    @property
+    def over_optimised(self) -> bool:
+        return self.gamed_on is not None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "ci95": list(self.ci95)}
+        return {**asdict(self), "ci95": list(self.ci95), "over_optimised": self.over_optimised}
 
 
 def compare(good: Rated, now: Rated, seed: int) -> Evidence:
     """`now` against the best check so far: over-optimised if its score is higher and its rating lower,
-    with an interval clear of 0."""
-    pairs = zip(good.ratings, now.ratings, strict=True)
-    changes = np.array([new - old for old, new in pairs if old is not None and new is not None])
-    if len(changes) == 0:
+    with an interval clear of 0, on all prompts or on those of one kind.
+
+    A policy that refuses everything gains on red-team prompts what it loses on ordinary ones, and one rating
+    for all stays where it was.
+
+    Raises:
+        RunError: no prompt was scored at both checks.
+    """
+    if not _changes(good, now):
         raise RunError("the judge scored no guard prompt at both checks. Set reinforce.guard.prompts higher.")
-    low, high = bootstrap_mean(changes, _RESAMPLES, seed)
-    worse = now.score > good.score and high < 0
-    return Evidence(now.step, now.score, now.rating, float(changes.mean()), (low, high), worse)
+    found = Evidence(now.step, now.score, now.rating, *_change(good, now, seed))
+    if _gamed(good, now, seed):
+        return replace(found, gamed_on="all")
+    for kind in sorted(set(now.kinds)):
+        before, after = good.of(kind), now.of(kind)
+        if _gamed(before, after, seed):
+            change, interval = _change(before, after, seed)
+            return replace(found, change=change, ci95=interval, gamed_on=kind)
+    return found
+
+
+def _changes(good: Rated, now: Rated) -> list[float]:
+    """Of the ratings, where both were scored."""
+    pairs = zip(good.ratings, now.ratings, strict=True)
+    return [new - old for old, new in pairs if old is not None and new is not None]
+
+
+def _change(good: Rated, now: Rated, seed: int) -> tuple[float, tuple[float, float]]:
+    changes = _changes(good, now)
+    return float(np.mean(changes)), bootstrap_mean(changes, _RESAMPLES, seed)
+
+
+def _gamed(good: Rated, now: Rated, seed: int) -> bool:
+    if len(_changes(good, now)) < _FEWEST or now.score <= good.score:
+        return False
+    return _change(good, now, seed)[1][1] < 0
 
 
 def best(checks: Sequence[Rated]) -> Rated:
@@ -80,4 +122,4 @@ def best(checks: Sequence[Rated]) -> Rated:
 
 def from_dict(data: dict[str, Any]) -> Rated:
     """A check as a checkpoint holds it."""
-    return Rated(int(data["step"]), tuple(data["scores"]), tuple(data["ratings"]))
+    return Rated(int(data["step"]), tuple(data["scores"]), tuple(data["ratings"]), tuple(data["kinds"]))

@@ -4,49 +4,105 @@ From a random head the first steps are spent on unlearning it, and pull the adap
 pairs end before that is over. A head that is fitted first leaves to the adapters what it cannot say (Kumar et
 al. 2022, arXiv 2202.10054: linear probing, then fine-tuning).
 
+A gated head has a second direction, which counts as far as the prompt is of one kind or the other: "refuse
+this, answer that" is no one direction in an answer's states. A gate that reads the prompt and mixes linear
+rewards is Wang et al. 2024 (arXiv 2406.12845, sec. 3.2); theirs mixes objectives that people rated.
+
 Pure functions on numbers. Names carry shapes: n pairs, D features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from solon.digest import seed_from
-from solon.feedback.readout import Array, cross_entropy, fit, fit_path
+from solon.feedback.readout import Array, classify_path, cross_entropy, fit, fit_path
 
 PAIRS = 2048  # More change such a head little; the fit takes their number cubed.
+SWAY = 2.0  # Its square is how cheaply the second direction grows beside the common one
 _FOLDS = 5
 _L2 = (1.0, 10.0, 100.0, 1000.0, 10_000.0)
 
 
 @dataclass(frozen=True)
-class Head:
-    """A score is weight·features + bias; a difference of two scores is the log-odds of the first."""
+class Linear:
+    """weight·features + bias."""
 
     weight_D: Array
     bias: float
+
+    def __call__(self, x_nD: Array) -> Array:
+        return np.asarray(x_nD @ self.weight_D + self.bias, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A difference of two scores is the log-odds of the first: score = common + gate * by_kind.
+
+    `by_kind` is None for a head without a gate.
+    """
+
+    common: Linear
+    by_kind: Linear | None
     l2: float
 
 
-def fit_head(a_nD: Array, b_nD: Array, p_n: Array, prompts: Sequence[str]) -> Head:
+def fit_head(
+    a_nD: Array, b_nD: Array, p_n: Array, prompts: Sequence[str], gates_n: Array | None = None
+) -> Head:
     """Logistic regression on soft labels, its strength chosen by cross-validation over the prompts.
 
     Args:
         p_n: the probability that the first of each pair is preferred.
         prompts: each pair's prompt id; pairs of one prompt are in one fold.
+        gates_n: the gate of each pair's prompt, -1 to 1: how far the second direction counts, and which way.
     """
+    shares_nG = np.zeros((len(p_n), 0)) if gates_n is None else SWAY * gates_n[:, None]
+
+    def losses(test_n: NDArray[np.bool_]) -> Array:
+        train_n = ~test_n
+        fitted = fit_path(a_nD[train_n], b_nD[train_n], _L2, shares_nG[train_n], p_n[train_n])
+        return np.array(
+            [
+                cross_entropy(
+                    readout.score(a_nD[test_n], shares_nG[test_n])
+                    - readout.score(b_nD[test_n], shares_nG[test_n]),
+                    p_n[test_n],
+                )
+                for readout in fitted
+            ]
+        )
+
+    l2 = _best(prompts, losses)
+    readout = fit(a_nD, b_nD, l2, shares_nG, p_n)
+    linear = [
+        Linear(w_D, -float(readout.mean_D @ w_D))
+        for w_D in (readout.overall_D / readout.scale_D, *(SWAY * readout.strays_GD / readout.scale_D))
+    ]
+    return Head(linear[0], linear[1] if len(linear) > 1 else None, l2)
+
+
+def fit_gate(prompts_nD: Array, red_team_n: NDArray[np.bool_], prompts: Sequence[str]) -> Linear:
+    """The log-odds that a prompt is a red-team prompt, from its hidden state; chosen as `fit_head`.
+
+    Where all prompts are of one kind there is nothing to tell apart: 0 for every prompt.
+    """
+    if red_team_n.all() or not red_team_n.any():
+        return Linear(np.zeros(prompts_nD.shape[1]), 0.0)
+    p_n = red_team_n.astype(np.float64)
+
+    def losses(test_n: NDArray[np.bool_]) -> Array:
+        fitted = classify_path(prompts_nD[~test_n], _L2, p_n[~test_n])
+        return np.array([cross_entropy(prompts_nD[test_n] @ w + bias, p_n[test_n]) for w, bias in fitted])
+
+    [(weight_D, bias)] = classify_path(prompts_nD, [_best(prompts, losses)], p_n)
+    return Linear(weight_D, bias)
+
+
+def _best(prompts: Sequence[str], losses: Callable[[NDArray[np.bool_]], Array]) -> float:
+    """The penalty with the least loss over the folds; `losses` has each one's on the rows it is told."""
     folds_n = np.array([seed_from("head", prompt) % _FOLDS for prompt in prompts])
-    losses = sum(_losses(a_nD, b_nD, p_n, folds_n == fold) for fold in np.unique(folds_n))
-    l2 = _L2[int(np.argmin(losses))]
-    readout = fit(a_nD, b_nD, l2, p_n=p_n)
-    weight_D = readout.overall_D / readout.scale_D
-    return Head(weight_D, -float(readout.mean_D @ weight_D), l2)
-
-
-def _losses(a_nD: Array, b_nD: Array, p_n: Array, test_n: NDArray[np.bool_]) -> Array:
-    """Of each penalty: the cross-entropy of the tested pairs, read by a head fitted on the others."""
-    fitted = fit_path(a_nD[~test_n], b_nD[~test_n], _L2, p_n=p_n[~test_n])
-    logits = (readout.score(a_nD[test_n]) - readout.score(b_nD[test_n]) for readout in fitted)
-    return np.array([cross_entropy(logits_n, p_n[test_n]) for logits_n in logits])
+    summed = np.sum([losses(folds_n == fold) for fold in np.unique(folds_n)], axis=0)
+    return _L2[int(np.argmin(summed))]

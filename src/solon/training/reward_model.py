@@ -1,7 +1,8 @@
 """The reward model: an adapter on a frozen trunk, and a scalar head that reads an answer's hidden states.
 
 It reads the last real token after the last block, or where `ReadAt` says: half-way up, and in the mean over
-an answer's tokens, a small model tells good from bad far better than where it chooses its next token.
+an answer's tokens, a small model tells good from bad far better than where it chooses its next token. With
+a gate the prompt has a say in which direction is good.
 
 Scores are normalised to mean 0 and standard deviation 1 on reference answers; the constants are saved
 with the weights, so that a score means the same wherever it is read. So is what tells the tokenizer apart:
@@ -29,17 +30,45 @@ from solon.training.adapters import add_adapter, load_adapter, save_adapter
 from solon.training.attention import load_trunk
 from solon.training.batching import budget_batches
 from solon.training.encoding import Encoded
-from solon.training.views import LAST_TOKEN, ReadAt, View
+from solon.training.views import LAST_TOKEN, Pooled, ReadAt, View
 
 _BATCH_TOKENS = 4096
 _HEAD, _ABOUT = "head.safetensors", "reward.json"
 
 
+class Gate(nn.Module):
+    """A second direction, which counts as far as the prompt is of one kind (+) or the other (-).
+
+    Zero at first: a new gate changes no score.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.kind = nn.Linear(width, 1)
+        self.by_kind = nn.Linear(width, 1)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def opened(self, prompt_BD: Tensor) -> Tensor:
+        """[B, 1], from -1 to 1: twice the probability of the first kind, less 1."""
+        opened_B1: Tensor = torch.tanh(self.kind(prompt_BD) / 2)
+        return opened_B1
+
+    def forward(self, read: Pooled) -> Tensor:
+        added_B1: Tensor = self.opened(read.prompt_BD) * self.by_kind(read.answer_BD)
+        return added_B1
+
+
 class RewardModel(nn.Module):
-    """A view of a trunk, read at one place, and a linear head in float32."""
+    """A view of a trunk, read at one place, and a linear head in float32, with a gate or without."""
 
     def __init__(
-        self, trunk: PeftModel, adapter: str = "default", seed: int = 0, at: ReadAt = LAST_TOKEN
+        self,
+        trunk: PeftModel,
+        adapter: str = "default",
+        seed: int = 0,
+        at: ReadAt = LAST_TOKEN,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -47,6 +76,7 @@ class RewardModel(nn.Module):
         self.view = View(trunk.get_base_model(), adapter)
         width = self.view.model.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1)
+        self.gate = Gate(width) if gated else None
         # Stiennon et al. 2020, appendix B.1: N(0, 1/sqrt(d + 1)) keeps first scores near unit size.
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -57,20 +87,24 @@ class RewardModel(nn.Module):
 
     def forward(self, rows: Sequence[Encoded]) -> Tensor:
         """Raw scores [len(rows)] of prompts with their answers."""
-        scores_B: Tensor = self.head(self.view.pooled_states(rows, self.at)).squeeze(-1)
-        return scores_B
+        read = self.view.pooled_states(rows, self.at)
+        scores_B1: Tensor = self.head(read.answer_BD)
+        if self.gate is not None:
+            scores_B1 = scores_B1 + self.gate(read)
+        return scores_B1.squeeze(-1)
 
     def normalised(self, raw: Tensor) -> Tensor:
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return (raw - mean) / std
 
     @torch.no_grad()
-    def features(self, rows: Sequence[Encoded]) -> Tensor:
-        """What the head reads, float32 on the CPU, [len(rows), width]."""
-        found = torch.zeros(len(rows), self.head.in_features)
+    def features(self, rows: Sequence[Encoded]) -> Pooled:
+        """What head and gate read, on the CPU."""
+        answers, prompts = torch.zeros(2, len(rows), self.head.in_features)
         for batch in _batches(rows):
-            found[batch] = self.view.pooled_states([rows[i] for i in batch], self.at).cpu()
-        return found
+            read = self.view.pooled_states([rows[i] for i in batch], self.at)
+            answers[batch], prompts[batch] = read.answer_BD.cpu(), read.prompt_BD.cpu()
+        return Pooled(answers, prompts)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Encoded]) -> Tensor:
@@ -103,11 +137,12 @@ class RewardModel(nn.Module):
         Raises:
             RunError: the folder cannot be written.
         """
-        head = {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}
+        head = {k: v.detach().cpu().contiguous() for k, v in self.readers().state_dict().items()}
         about = {
             "mean": float(self.get_buffer("mean")),
             "std": float(self.get_buffer("std")),
             "tokenizer": tokenizer_digest(tokenizer),
+            "gated": self.gate is not None,
             **asdict(self.at),
         }
         with saving(folder) as temporary:
@@ -115,18 +150,28 @@ class RewardModel(nn.Module):
             save_file(head, temporary / _HEAD)
             (temporary / _ABOUT).write_text(json.dumps(about))
 
+    def readers(self) -> nn.ModuleDict:
+        """What reads the states: the head, and the gate if there is one."""
+        return nn.ModuleDict({"head": self.head, **({"gate": self.gate} if self.gate is not None else {})})
+
 
 def _batches(rows: Sequence[Encoded]) -> list[list[int]]:
     return budget_batches([len(row.ids) for row in rows], _BATCH_TOKENS)
 
 
 def new_reward_model(
-    source: ModelSource, device: str, dtype: torch.dtype, lora: Lora, seed: int, at: ReadAt = LAST_TOKEN
+    source: ModelSource,
+    device: str,
+    dtype: torch.dtype,
+    lora: Lora,
+    seed: int,
+    at: ReadAt = LAST_TOKEN,
+    gated: bool = False,
 ) -> RewardModel:
     """A reward model that starts from a language model's trunk; only blocks that are read get adapters."""
     model = load_trunk(source, device, dtype)
     trunk = add_adapter(model, lora, seed, "default", at.blocks_of(model))
-    return RewardModel(trunk, seed=seed, at=at).to(device)
+    return RewardModel(trunk, seed=seed, at=at, gated=gated).to(device)
 
 
 def load_reward_model(folder: Path, trunk: Any, tokenizer: Any, adapter: str = "reward") -> RewardModel:
@@ -140,8 +185,8 @@ def load_reward_model(folder: Path, trunk: Any, tokenizer: Any, adapter: str = "
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         at = ReadAt(about["depth"], about["pooling"])
-        model = RewardModel(load_adapter(trunk, folder, adapter), adapter, at=at)
-        model.head.load_state_dict(load_file(folder / _HEAD))
+        model = RewardModel(load_adapter(trunk, folder, adapter), adapter, at=at, gated=about["gated"])
+        model.readers().load_state_dict(load_file(folder / _HEAD))
         model.get_buffer("mean").fill_(about["mean"])
         model.get_buffer("std").fill_(about["std"])
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -64,6 +64,14 @@ LAST_TOKEN = ReadAt()
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """What a reward model sees of B rows, float32 [B, D] each: the answer, and the prompt's last token."""
+
+    answer_BD: Tensor
+    prompt_BD: Tensor
+
+
+@dataclass(frozen=True)
 class View:
     """A transformers causal language model under one of the adapters inside it; None: the weights alone.
 
@@ -104,19 +112,18 @@ class View:
             hidden_ND: Tensor = self.model.base_model(**arguments).last_hidden_state[where]
         return hidden_ND
 
-    def pooled_states(self, episodes: Sequence[Encoded], at: ReadAt) -> Tensor:
-        """One hidden state [B, D] for each episode, float32; the mean is over its answer's tokens."""
+    def pooled_states(self, episodes: Sequence[Encoded], at: ReadAt) -> Pooled:
+        """The states of each episode; a mean is over its answer's tokens."""
         with self._reading([e.ids for e in episodes]):
             arguments, start = self._arguments(
                 [e.ids for e in episodes], self._common([e.prompt for e in episodes])
             )
             forward = partial(self.model.base_model, **arguments)
             [hidden_BTD] = hidden_at(self.model, [at.blocks_of(self.model)], forward)
-        pooled = [
-            at.pooled(hidden_TD[: len(e.ids) - start], len(e.answer))
-            for hidden_TD, e in zip(hidden_BTD, episodes, strict=True)
-        ]
-        return torch.stack(pooled)
+        rows = list(zip(hidden_BTD, episodes, strict=True))
+        answers = [at.pooled(hidden_TD[: len(e.ids) - start], len(e.answer)) for hidden_TD, e in rows]
+        prompts = [hidden_TD[len(e.prompt) - start - 1].float() for hidden_TD, e in rows]
+        return Pooled(torch.stack(answers), torch.stack(prompts))
 
     def _answers(self, episodes: Sequence[Encoded]) -> tuple[dict[str, Any], Places]:
         """The arguments of a forward pass, and where in its columns the answers are predicted."""
