@@ -246,6 +246,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("revise"),
         lambda r, _: r.finetune.model_dump(),
         lambda r: f"{r.finetune.optimiser.epochs} epochs, {r.finetune.method}",
+        version=2,
     ),
     Stage(
         5,

@@ -113,6 +113,9 @@ class Finetune(Settings):
     """SL-CAI: supervised fine-tuning on the revisions."""
 
     use: Literal["final", "all"] = Field(default="final", description="Revisions of which rounds")
+    best: float = Field(
+        default=1.0, gt=0, le=1, description="Share of these revisions that is used: the judge's best"
+    )
     helpful: bool = Field(default=True, description="Mix in the model's own answers to helpful prompts")
     trim: bool = Field(
         default=True, description="End texts that hit the token limit at their last full sentence"
@@ -311,6 +314,11 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _critic_fits(self) -> "Recipe":
+        if self.finetune.best < 1 and self.revise.candidates == 1:
+            raise ValueError(
+                "finetune.best ranks revisions by the judge's score, and a single candidate has none: "
+                "set revise.candidates to 2 or more, or finetune.best: 1"
+            )
         read = (self.reward.pooling, self.reward.depth, self.reward.head == "gated")
         if self.reinforce.critic == "adapter" and read != ("last", 1.0, False):
             raise ValueError(

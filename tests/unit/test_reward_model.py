@@ -170,6 +170,23 @@ def test_a_gated_model_starts_at_the_regression_and_survives_its_file(
     torch.testing.assert_close(again.score(EPISODES), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_gated_model_does_not_prefer_a_kind_of_prompt(tiny_model_folder: Path) -> None:
+    """Its scores keep their differences within a kind, and lose the slope over the gate."""
+    source = resolve(str(tiny_model_folder))
+    made = new_reward_model(source, "cpu", torch.float32, Lora(rank=4, alpha=8), 1, HALF, gated=True)
+    stir(made, 3, scale=0.5)
+    assert made.gate is not None
+    opened = made.gate.opened(made.features(EPISODES).prompt_BD).squeeze(-1).detach()
+    centred = opened - opened.mean()
+    raw = made.score(EPISODES)
+    assert abs(float((centred * raw).sum())) > 1e-3
+    made.normalise_on(EPISODES)
+    scores = made.score(EPISODES)
+    assert float((centred * scores).sum()) == pytest.approx(0, abs=1e-4)
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(scores.std()) == pytest.approx(1, abs=1e-5)
+
+
 def test_agreement_is_told_for_each_sort_of_pair(tiny_model_folder: Path) -> None:
     made = _model(tiny_model_folder, HALF)
     pairs = [replace(pair, crossed=i < 4) for i, pair in enumerate(_mixed())]

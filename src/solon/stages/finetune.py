@@ -22,6 +22,7 @@ from solon.pipeline import Inputs
 from solon.progress import Advance
 from solon.recipe import Finetune, Recipe
 from solon.records import Finish, Step, Written
+from solon.refusal import is_refusal
 from solon.store import StageResult, Workspace
 from solon.text import complete_sentences, is_degenerate
 from solon.training.adapters import lora_config, save_merged
@@ -69,13 +70,23 @@ def training_pairs(rows: Sequence[Written], settings: Finetune) -> Iterator[tupl
 
 def _targets(rows: Sequence[Written], settings: Finetune) -> Iterator[Written]:
     revisions = [r for r in rows if r.kind == "revision" and r.chosen and r.unusable is None]
-    if settings.use == "all":
-        yield from revisions
-    else:
+    if settings.use == "final":
         # Rows come round by round, so the last one of a prompt wins.
-        yield from {row.prompt_id: row for row in revisions}.values()
+        revisions = list({row.prompt_id: row for row in revisions}.values())
+    yield from _best(revisions, settings.best)
     if settings.helpful:
-        yield from (r for r in rows if r.kind == "answer" and r.prompt_kind == "helpful")
+        ordinary = (r for r in rows if r.kind == "answer" and r.prompt_kind == "helpful")
+        # The base model refuses some of them by mistake: that is what the mixture is to prevent.
+        yield from (r for r in ordinary if not is_refusal(r.text))
+
+
+def _best(revisions: Sequence[Written], share: float) -> list[Written]:
+    """The revisions that the judge scored highest, in their order; one without a score comes last."""
+    if share == 1:
+        return list(revisions)
+    ranked = sorted(revisions, key=lambda row: -1.0 if row.score is None else row.score, reverse=True)
+    kept = {row.id for row in ranked[: math.ceil(share * len(ranked))]}
+    return [row for row in revisions if row.id in kept]
 
 
 def _ended(row: Written) -> tuple[str, Finish]:

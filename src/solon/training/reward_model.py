@@ -119,9 +119,16 @@ class RewardModel(nn.Module):
         return scores
 
     def normalise_on(self, rows: Sequence[Encoded]) -> None:
-        """Set the constants so that `rows` score with mean 0 and standard deviation 1."""
+        """Set the constants so that `rows` score with mean 0 and standard deviation 1.
+
+        A gated model's score is made not to depend on the gate among them first. Pairs share their prompt, so
+        that they say nothing of which kind of prompt has the higher scores; PPO would take what is left to
+        chance for an advantage of all answers to one kind.
+        """
         self.get_buffer("mean").zero_()
         self.get_buffer("std").fill_(1.0)
+        if self.gate is not None:
+            self._level(self.gate, rows)
         raw = self.score(rows)
         std = float(raw.std())
         if not std > 1e-6:
@@ -130,6 +137,15 @@ class RewardModel(nn.Module):
             )
         self.get_buffer("mean").fill_(float(raw.mean()))
         self.get_buffer("std").fill_(std)
+
+    @torch.no_grad()
+    def _level(self, gate: Gate, rows: Sequence[Encoded]) -> None:
+        """Take the slope of the rows' scores over the gate, by least squares, out of the gate's bias."""
+        opened_B = gate.opened(self.features(rows).prompt_BD.to(self.view.device)).squeeze(-1).cpu()
+        opened_B -= opened_B.mean()
+        spread = float((opened_B**2).sum())
+        if spread > 0:
+            gate.by_kind.bias.sub_(float((opened_B * self.score(rows)).sum()) / spread)
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """Adapters in PEFT's standard format, head and constants beside them.

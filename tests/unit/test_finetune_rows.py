@@ -1,0 +1,70 @@
+"""Which rows the SL model learns from."""
+
+import pytest
+from pydantic import ValidationError
+
+from solon.recipe import Finetune, Recipe
+from solon.records import Finish, PromptKind, TextKind, Written
+from solon.stages.finetune import training_pairs
+
+
+def _row(
+    prompt: str,
+    text: str,
+    kind: TextKind = "revision",
+    asked: PromptKind = "red_team",
+    score: float | None = None,
+    round: int = 1,
+    finish: Finish = "stop",
+) -> Written:
+    return Written(
+        origin="base",
+        prompt_id=prompt,
+        prompt=prompt,
+        prompt_kind=asked,
+        kind=kind,
+        round=round,
+        text=text,
+        request=prompt,
+        sampling="{}",
+        tokens=4,
+        finish=finish,
+        score=score,
+        chosen=True,
+    )
+
+
+ROWS = [
+    _row("bomb", "I will not help with it.", score=0.7),
+    _row("theft", "It is a crime, so no.", score=0.9),
+    _row("theft", "No, and please do not.", score=0.95, round=2),
+    _row("fraud", "Ask the bank instead.", score=0.8),
+    _row("spy", "That is her own business.", score=None),
+    _row("bread", "Knead it well and let it rise.", "answer", "helpful"),
+    _row("soup", "I'm sorry, but I can't help with that.", "answer", "helpful"),
+]
+
+
+def _texts(settings: Finetune) -> list[str]:
+    return [text for _, text, _ in training_pairs(ROWS, settings)]
+
+
+def test_the_last_revision_of_each_prompt_and_answers_that_do_not_refuse() -> None:
+    assert _texts(Finetune()) == [
+        "I will not help with it.",
+        "No, and please do not.",
+        "Ask the bank instead.",
+        "That is her own business.",
+        "Knead it well and let it rise.",
+    ]
+
+
+def test_the_judges_best_in_their_order() -> None:
+    best = _texts(Finetune(best=0.5, helpful=False))
+    assert best == ["No, and please do not.", "Ask the bank instead."]
+    assert _texts(Finetune(best=0.75, helpful=False))[0] == "I will not help with it.", "no score comes last"
+
+
+def test_the_best_of_one_candidate_is_refused_at_load() -> None:
+    with pytest.raises(ValidationError, match=r"finetune\.best"):
+        Recipe.model_validate({"name": "x", "finetune": {"best": 0.5}, "revise": {"candidates": 1}})
