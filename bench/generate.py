@@ -12,6 +12,7 @@ Both sides have the same model, prompts and sampling settings, and answers end w
 - samples: 512 scores again, of eight sampled answers of up to 128 tokens to each of the 64 prompts.
 The peer samples in batches of 16, in the order of the input. Sides take turns; a figure is the median of the
 repetitions' ratios. Rates are tokens generated (answers, chain) and answers (scores, samples) a second.
+In bfloat16 `_error` says how far the log-probabilities of both sides are from the same model's in float32.
 `share` is the time that the matrix products of the tokens alone would take, over the time taken: their size,
 over the speed of a product of 2048 x 2048 matrices in the same type.
 """
@@ -42,7 +43,7 @@ from solon.settings import Sampling
 from solon.stages.common import asks
 from solon.stages.revise import Reviser
 
-BATCH, PROMPTS, SCORES = 16, 64, 512
+BATCH, PROMPTS, SCORES, EXACT = 16, 64, 512, 64
 PARTS = ("answers", "scores", "samples", "chain")
 SAMPLING = Sampling(max_tokens=128, temperature=0.7, top_p=0.95)
 
@@ -139,6 +140,7 @@ class Bench:
     repeat: int
     about: dict[str, Any]
     speed: float
+    exact: LocalEngine | None = None
 
     def compare(
         self, name: str, work: Callable[[LocalEngine], object], unit: Callable[[Took], float]
@@ -165,14 +167,28 @@ class Bench:
     def scores(self, name: str, requests: Sequence[ScoreRequest]) -> None:
         """Time scoring, and tell how far log-probabilities are apart, in nats a token."""
         self.compare(f"{name}_per_second", lambda e: scores(e, requests), lambda _: float(len(requests)))
-        ours, theirs = scores(self.solon, requests), scores(self.plain, requests)
-        apart = [
-            abs(a - b)
-            for x, y in zip(ours, theirs, strict=True)
-            for a, b in zip(x.logprobs, y.logprobs, strict=True)
-        ]
+        apart = differences(scores(self.solon, requests), scores(self.plain, requests))
         more = {"mean": statistics.mean(apart), **self.about}
         report("generate", f"{name}_logprob_difference", max(apart), None, None, **more)
+        if self.exact is not None:
+            self._errors(self.exact, name, requests[:: max(1, len(requests) // EXACT)])
+
+    def _errors(self, exact: LocalEngine, name: str, requests: Sequence[ScoreRequest]) -> None:
+        """How far each side is from the same model in float32, in nats a token: the mean, and the most."""
+        true = scores(exact, requests)
+        ours, theirs = (differences(scores(e, requests), true) for e in (self.solon, self.plain))
+        solon, peer = statistics.mean(ours), statistics.mean(theirs)
+        most = {"most_solon": max(ours), "most_peer": max(theirs)}
+        report("generate", f"{name}_error", solon, peer, solon / peer, **most, **self.about)
+
+
+def differences(ours: Sequence[Score], theirs: Sequence[Score]) -> list[float]:
+    """Of the log-probabilities, one for each token."""
+    return [
+        abs(a - b)
+        for x, y in zip(ours, theirs, strict=True)
+        for a, b in zip(x.logprobs, y.logprobs, strict=True)
+    ]
 
 
 def chain(recipe: Recipe, inputs: Inputs, prompts: Sequence[Prompt]) -> Callable[[LocalEngine], object]:
@@ -218,7 +234,8 @@ def main() -> None:
     solon = open_engine(source, device, dtype, recipe.batch_tokens)
     plain = Plain(solon.model, solon.tokenizer, "plain", recipe.batch_tokens)
     about = {"dtype": str(dtype).removeprefix("torch."), "device": device}
-    bench = Bench(solon, plain, options.repeat, about, product_speed(device, dtype))
+    exact = open_engine(source, device, torch.float32, 4096) if dtype != torch.float32 else None
+    bench = Bench(solon, plain, options.repeat, about, product_speed(device, dtype), exact)
     texts = shipped.texts("red_team")[:PROMPTS]
     prompts = shipped.rows(texts)
     requests = [GenerateRequest(asks(p.text), SAMPLING, i) for i, p in enumerate(prompts)]
