@@ -12,7 +12,7 @@ from solon.models import load_model, load_tokenizer, resolve
 from solon.recipe import Lora
 from solon.training.adapters import add_adapter, load_adapter, train_only, trainable, using
 from solon.training.encoding import Encoded
-from solon.training.head import chosen_logprobs
+from solon.training.head import chosen_logprobs, log_normalisers
 from solon.training.losses import entropy, token_logprobs
 from solon.training.policy import CRITIC, POLICY, REWARD, Actors
 from solon.training.reward_model import load_reward_model, new_reward_model
@@ -181,6 +181,15 @@ def test_the_head_in_slices_equals_all_logits(
     ours = torch.autograd.grad((logp * weights).sum(), [hidden, head])
     theirs = torch.autograd.grad((expected * weights).sum(), [hidden, head])
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_normalisers_in_slices_equal_those_of_all_logits(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solon.training.head._LOGITS_CPU", 3 * 50)
+    generator = torch.Generator().manual_seed(rows)
+    hidden, head = 30 * torch.randn(rows, 8, generator=generator), torch.randn(50, 8, generator=generator)
+    expected = (hidden @ head.T).logsumexp(-1)  # logits of a hundred: exp of them alone would overflow
+    torch.testing.assert_close(log_normalisers(hidden, head), expected)
 
 
 def test_the_head_refuses_a_temperature_of_zero() -> None:

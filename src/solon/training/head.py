@@ -38,7 +38,13 @@ def chosen_logprobs(
 def log_normalisers(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
     """log sum exp (hidden head^T) at every position, float32 [N]: what log-probabilities lack to logits."""
     room = _Room(head_VD, len(hidden_ND))
-    return torch.cat([room.logits(hidden_ND[part], 1.0).logsumexp(-1) for part in room.parts])
+    return torch.cat([_log_sum_exp(room.logits(hidden_ND[part], 1.0)) for part in room.parts])
+
+
+def _log_sum_exp(logits_nV: Tensor) -> Tensor:
+    """`torch.logsumexp` over the last axis, written over the logits: torch's takes fresh memory for them."""
+    largest_n = logits_nV.amax(-1)
+    return logits_nV.sub_(largest_n[:, None]).exp_().sum(-1).log_().add_(largest_n)
 
 
 class _Chosen(torch.autograd.Function):
