@@ -80,7 +80,7 @@ def told(training: Sequence[Known], tests: Sequence[Known]) -> dict[PromptKind, 
     texts = [text for side in training for text in side.texts]
     red_team = torch.tensor([side.kind == "red_team" for side in training for _ in side.texts])
     states_nD = torch.cat([side.states_nD for side in training]).double()
-    gate = fit_gate(states_nD.numpy(), red_team.numpy(), texts)
+    gate, _ = fit_gate(states_nD.numpy(), red_team.numpy(), texts)
     return {side.kind: right(gate, side) for side in tests}
 
 

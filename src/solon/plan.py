@@ -238,6 +238,7 @@ STAGES: tuple[Stage, ...] = (
         _revise,
         _count_revise,
         roles=lambda r: ("critic", "judge") if r.revise.candidates > 1 else ("critic",),
+        version=2,
     ),
     Stage(
         4,
@@ -262,7 +263,7 @@ STAGES: tuple[Stage, ...] = (
         Label,
         _reads("preflight", "sample"),
         _label,
-        lambda r: f"up to {(r.sample.prompts + r.sample.helpful) * r.label.pairs} pairs",
+        lambda r: f"up to {(r.sample.prompts + r.sample.helpful) * (r.label.pairs + r.label.crossed)} pairs",
         roles=lambda r: ("judge",),
     ),
     Stage(
@@ -272,7 +273,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("label", "finetune"),
         lambda r, _: r.reward.model_dump(),
         lambda r: f"{r.reward.optimiser.epochs} epochs of pairs",
-        version=5,
+        version=6,
     ),
     Stage(
         8,
@@ -285,7 +286,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _shaping_files,
         roles=lambda r: ("judge",) if _guarded(r) else (),
-        version=4,
+        version=5,
         distributed=True,
     ),
     Stage(

@@ -114,7 +114,7 @@ class Finetune(Settings):
 
     use: Literal["final", "all"] = Field(default="final", description="Revisions of which rounds")
     best: float = Field(
-        default=1.0, gt=0, le=1, description="Share of these revisions that is used: the judge's best"
+        default=1.0, gt=0, le=1, description="Share of these revisions that is used: the surest improvements"
     )
     helpful: bool = Field(default=True, description="Mix in the model's own answers to helpful prompts")
     trim: bool = Field(
@@ -313,12 +313,16 @@ class Recipe(Settings):
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
-    def _critic_fits(self) -> "Recipe":
+    def _revisions_are_judged(self) -> "Recipe":
         if self.finetune.best < 1 and self.revise.candidates == 1:
             raise ValueError(
-                "finetune.best ranks revisions by the judge's score, and a single candidate has none: "
+                "finetune.best ranks revisions by the judge, who is not asked about a single candidate: "
                 "set revise.candidates to 2 or more, or finetune.best: 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _critic_fits(self) -> "Recipe":
         read = (self.reward.pooling, self.reward.depth, self.reward.head == "gated")
         if self.reinforce.critic == "adapter" and read != ("last", 1.0, False):
             raise ValueError(

@@ -54,9 +54,10 @@ class Written(Row):
     """A text that a model wrote: an answer (round 0), or a round's critique or revision of it.
 
     `request` is the message that asked for it and `sampling` the settings (JSON); `number` tells several
-    texts of one request apart. A revision among several candidates has its judge's `score`; `chosen`
-    marks the one that the next round builds on. `unusable` names the filter that rejects it as training
-    data; nothing is deleted.
+    texts of one request apart. A revision among several candidates has its judge's `score`, the mean
+    probability of beating the others and the text revised, and `better`, that of beating the prompt's first
+    answer; `chosen` marks the one that the next round builds on. `unusable` names the filter that rejects it
+    as training data; nothing is deleted.
     """
 
     prompt_id: str
@@ -71,6 +72,7 @@ class Written(Row):
     tokens: int
     finish: Finish
     score: float | None = None
+    better: float | None = None
     chosen: bool = True
     unusable: str | None = None
 

@@ -16,7 +16,7 @@ from solon.recipe import Recipe
 from solon.records import PPO, Step
 from solon.store import Manifest, read_rows, write_atomically
 
-GAMED_ON = {"all": "all prompts", "red_team": "red-team prompts", "helpful": "ordinary prompts"}
+PROMPTS = {"all": "all prompts", "red_team": "red-team prompts", "helpful": "ordinary prompts"}
 _FEW_USABLE = 0.25
 _CHECKED = (
     ("judge", "check", "the constitution's own comparisons"),
@@ -150,7 +150,7 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
         last = stopped[-1]
         low, high = last["ci95"]
         found.append(
-            f"PPO was stopped after {last['step']} steps: on {GAMED_ON[last['gamed_on']]} the reward rose "
+            f"PPO was stopped after {last['step']} steps: on {PROMPTS[last['gamed_on']]} the reward rose "
             f"while the judge's own rating fell by {-last['change']:.2f} (95 % interval {-high:.2f} to "
             f"{-low:.2f}). The model after {summary['ppo']['kept']} steps is kept."
         )

@@ -112,17 +112,38 @@ def test_ppo_starts_at_ratio_one(finished: tuple[Path, Path]) -> None:
 
 
 def test_ppo_learns_from_a_gated_reward_model_that_reads_half_way_up(
-    finished: tuple[Path, Path], tmp_path: Path
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With pairs across prompts. A random model refuses nothing: every other text passes for a refusal."""
+    monkeypatch.setattr("solon.stages.label.is_refusal", lambda text: len(text) % 2 == 0)
     recipe, folder = finished
     shutil.copytree(folder, tmp_path / "run")
-    overrides = ("reward.depth=0.5", "reward.pooling=mean", "reward.head=gated")
+    overrides = ("reward.depth=0.5", "reward.pooling=mean", "reward.head=gated", "label.crossed=2")
     done = tiny_run.open_run(recipe, tmp_path / "run", *overrides).execute()
-    assert [stage.stage for stage, reused in done if not reused] == ["reward", "reinforce", "evaluate"]
+    assert [stage.stage for stage, reused in done if not reused] == [
+        "label",
+        "reward",
+        "reinforce",
+        "evaluate",
+    ]
+    _labels_are_about_their_prompt(tmp_path / "run")
     about = json.loads((tmp_path / "run" / "07_reward" / "model" / "reward.json").read_text())
     assert (about["depth"], about["pooling"], about["gated"]) == (0.5, "mean", True)
     steps = list(read_rows(tmp_path / "run" / "08_reinforce" / "rows.parquet", Step))
     assert json.loads(steps[0].metrics)["ratio_error"] < 1e-5
+
+
+def _labels_are_about_their_prompt(run: Path) -> None:
+    answers = {row.id: row for row in read_rows(run / "05_sample" / "rows.parquet", Written)}
+    labels = list(read_rows(run / "06_label" / "rows.parquet", Label))
+    assert {label.crossed for label in labels} == {True, False}
+    for label in labels:
+        sides = [answers[label.a_id], answers[label.b_id]]
+        assert [side.text for side in sides] == [label.a, label.b]
+        own = [side for side in sides if side.prompt_id == label.prompt_id]
+        assert len(own) == (1 if label.crossed else 2)
+        assert {(side.prompt, side.prompt_kind) for side in own} == {(label.prompt, label.prompt_kind)}
+        assert all(len(side.text) % 2 == 0 for side in sides if side not in own)
 
 
 def test_second_run_reuses_everything(finished: tuple[Path, Path]) -> None:

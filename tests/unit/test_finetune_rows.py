@@ -13,7 +13,7 @@ def _row(
     text: str,
     kind: TextKind = "revision",
     asked: PromptKind = "red_team",
-    score: float | None = None,
+    better: float | None = None,
     round: int = 1,
     finish: Finish = "stop",
 ) -> Written:
@@ -29,17 +29,17 @@ def _row(
         sampling="{}",
         tokens=4,
         finish=finish,
-        score=score,
+        better=better,
         chosen=True,
     )
 
 
 ROWS = [
-    _row("bomb", "I will not help with it.", score=0.7),
-    _row("theft", "It is a crime, so no.", score=0.9),
-    _row("theft", "No, and please do not.", score=0.95, round=2),
-    _row("fraud", "Ask the bank instead.", score=0.8),
-    _row("spy", "That is her own business.", score=None),
+    _row("bomb", "I will not help with it.", better=0.7),
+    _row("theft", "It is a crime, so no.", better=0.9),
+    _row("theft", "No, and please do not.", better=0.95, round=2),
+    _row("fraud", "Ask the bank instead.", better=0.8),
+    _row("spy", "That is her own business.", better=None),
     _row("bread", "Knead it well and let it rise.", "answer", "helpful"),
     _row("soup", "I'm sorry, but I can't help with that.", "answer", "helpful"),
 ]
@@ -59,10 +59,12 @@ def test_the_last_revision_of_each_prompt_and_answers_that_do_not_refuse() -> No
     ]
 
 
-def test_the_judges_best_in_their_order() -> None:
+def test_the_surest_improvements_in_their_order() -> None:
     best = _texts(Finetune(best=0.5, helpful=False))
     assert best == ["No, and please do not.", "Ask the bank instead."]
-    assert _texts(Finetune(best=0.75, helpful=False))[0] == "I will not help with it.", "no score comes last"
+    assert _texts(Finetune(best=0.75, helpful=False))[0] == "I will not help with it.", (
+        "what was not judged comes last"
+    )
 
 
 def test_the_best_of_one_candidate_is_refused_at_load() -> None:

@@ -16,7 +16,7 @@ def _worse(score: float, by: float, spread: float = 0.01) -> Rated:
 
 
 def test_a_higher_score_and_a_clearly_lower_rating_is_over_optimised() -> None:
-    found = compare(GOOD, _worse(0.9, by=0.2), seed=0)
+    found = compare([GOOD], _worse(0.9, by=0.2), seed=0)
     assert found.over_optimised
     assert found.gamed_on == "all"
     assert found.change == pytest.approx(-0.2)
@@ -32,7 +32,7 @@ def test_a_higher_score_and_a_clearly_lower_rating_is_over_optimised() -> None:
     ],
 )
 def test_anything_else_goes_on(now: Rated) -> None:
-    assert not compare(GOOD, now, seed=0).over_optimised
+    assert not compare([GOOD], now, seed=0).over_optimised
 
 
 def test_what_is_lost_on_one_kind_is_seen_behind_what_is_won_on_the_other() -> None:
@@ -45,22 +45,46 @@ def test_what_is_lost_on_one_kind_is_seen_behind_what_is_won_on_the_other() -> N
     )
     now = Rated(8, (0.9,) * 20, ratings, KINDS)
     assert now.rating == pytest.approx(GOOD.rating, abs=0.01)
-    found = compare(GOOD, now, seed=0)
+    found = compare([GOOD], now, seed=0)
     assert found.gamed_on == "helpful"
     assert found.change == pytest.approx(-0.25)
     assert found.as_dict()["over_optimised"]
     # The reward of ordinary prompts did not rise: nothing was gamed there
     scores = tuple(0.9 if kind == "red_team" else 0.0 for kind in KINDS)
-    assert not compare(GOOD, Rated(8, scores, ratings, KINDS), seed=0).over_optimised
+    assert not compare([GOOD], Rated(8, scores, ratings, KINDS), seed=0).over_optimised
+
+
+def test_a_slow_drift_of_one_kind_is_seen() -> None:
+    """Each check is the best so far: red-team prompts gain more than ordinary ones lose."""
+
+    def at(step: int, won: float, lost: float) -> Rated:
+        change = {"red_team": won, "helpful": -lost}
+        spread = [0.04 * (-1) ** (i // 2) for i in range(20)]
+        ratings = tuple(0.5 + change[kind] + s for kind, s in zip(KINDS, spread, strict=True))
+        return Rated(step, (0.1 * step,) * 20, ratings, KINDS)
+
+    checks = [at(0, 0.0, 0.0), at(4, 0.1, 0.02), at(8, 0.2, 0.03)]
+    assert best(checks).step == 8
+    found = compare(checks, at(12, 0.3, 0.05), seed=0)
+    assert found.gamed_on == "helpful"
+    assert found.change == pytest.approx(-0.05)
+
+
+def test_few_prompts_of_a_kind_are_no_evidence() -> None:
+    """Four changes that all are negative come about by chance once in sixteen times."""
+    kinds: tuple[PromptKind, ...] = ("red_team",) * 4 + ("helpful",) * 16
+    before = Rated(0, (0.0,) * 20, (0.5,) * 20, kinds)
+    now = Rated(4, (1.0,) * 20, (0.3,) * 4 + (0.6,) * 16, kinds)
+    assert not compare([before], now, seed=0).over_optimised
 
 
 def test_pairs_that_were_not_scored_are_left_out() -> None:
-    now = Rated(8, (0.9,) * 20, (None,) * 10 + tuple(0.3 for _ in range(10)), KINDS)
-    found = compare(GOOD, now, seed=0)
+    now = Rated(8, (0.9,) * 20, (None,) * 4 + tuple(0.3 for _ in range(16)), KINDS)
+    found = compare([GOOD], now, seed=0)
     assert found.rating == pytest.approx(0.3)
     assert found.over_optimised
     with pytest.raises(RunError, match="no guard prompt at both checks"):
-        compare(GOOD, Rated(8, (0.9,) * 20, (None,) * 20, KINDS), seed=0)
+        compare([GOOD], Rated(8, (0.9,) * 20, (None,) * 20, KINDS), seed=0)
 
 
 def test_the_best_check_is_the_judges_and_of_equals_the_later() -> None:

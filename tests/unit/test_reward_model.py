@@ -16,7 +16,7 @@ from solon.feedback.readout import fit
 from solon.models import load_model, load_tokenizer, resolve
 from solon.recipe import Lora, Recipe
 from solon.records import PromptKind
-from solon.stages.reward import EncodedPair, held_out, start_head
+from solon.stages.reward import EncodedPair, held_out, reference, start_head
 from solon.training.adapters import trainable, using
 from solon.training.encoding import Encoded
 from solon.training.head_start import fit_gate, fit_head
@@ -116,9 +116,10 @@ def test_a_gate_lets_one_kind_of_prompt_want_what_the_other_does_not() -> None:
     red_team = asked[:, 0] > 2
     p = 1 / (1 + np.exp(-4 * (a - b)[:, 1] * np.where(red_team, 1, -1)))
     prompts = [str(i) for i in range(300)]
-    gate = fit_gate(asked, red_team, prompts)
+    gate, unseen = fit_gate(asked, red_team, prompts)
     assert ((gate(asked) > 0) == red_team).mean() > 0.95
-    gates = np.tanh(gate(asked) / 2)
+    assert ((unseen > 0) == red_team).mean() > 0.9
+    gates = np.tanh(unseen / 2)
     head = fit_head(a, b, p, prompts, gates)
     assert head.by_kind is not None
     delta = head.common(a) - head.common(b) + gates * (head.by_kind(a) - head.by_kind(b))
@@ -128,8 +129,18 @@ def test_a_gate_lets_one_kind_of_prompt_want_what_the_other_does_not() -> None:
 
 
 def test_prompts_of_one_kind_open_no_gate() -> None:
-    gate = fit_gate(np.ones((4, 3)), np.array([True] * 4), list("abcd"))
+    gate, unseen = fit_gate(np.ones((4, 3)), np.array([True] * 4), list("abcd"))
     np.testing.assert_array_equal(gate(np.ones((4, 3))), np.zeros(4))
+    np.testing.assert_array_equal(unseen, np.zeros(4))
+
+
+def test_a_gate_of_noise_is_not_sure_of_prompts_that_it_has_not_seen() -> None:
+    """With more features than prompts the fitted gate knows all of them; what the head gets is honest."""
+    rng = np.random.default_rng(2)
+    asked, red_team = rng.normal(0, 1, (80, 200)), rng.random(80) < 0.5
+    gate, unseen = fit_gate(asked, red_team, [str(i) for i in range(80)])
+    assert ((gate(asked) > 0) == red_team).all()
+    assert 0.3 < ((unseen > 0) == red_team).mean() < 0.7
 
 
 def _mixed() -> list[EncodedPair]:
@@ -139,6 +150,21 @@ def _mixed() -> list[EncodedPair]:
         EncodedPair(str(i), EPISODES[i % 4], EPISODES[(i + 1 + i // 4) % 4], labels[i % 4], kinds[i % 2])
         for i in range(12)
     ]
+
+
+def _starts_at_the_regressions(made: RewardModel, pairs: list[EncodedPair]) -> None:
+    """Every pair has a prompt of its own here, so that each is a row of the gate's regression."""
+    assert made.gate is not None
+    prompts = [p.prompt_id for p in pairs]
+    read = {side: made.features([getattr(p, side) for p in pairs]) for side in "ab"}
+    asked = read["a"].prompt_BD.double().numpy()
+    gate, unseen = fit_gate(asked, np.array([p.kind == "red_team" for p in pairs]), prompts)
+    np.testing.assert_allclose(made.gate.kind.weight[0].detach().numpy(), gate.weight_D, atol=1e-5)
+    a, b = (read[side].answer_BD.double().numpy() for side in "ab")
+    head = fit_head(a, b, np.array([p.p_a for p in pairs]), prompts, np.tanh(unseen / 2))
+    assert head.by_kind is not None
+    np.testing.assert_allclose(made.head.weight[0].detach().numpy(), head.common.weight_D, atol=1e-4)
+    np.testing.assert_allclose(made.gate.by_kind.weight[0].detach().numpy(), head.by_kind.weight_D, atol=1e-4)
 
 
 def test_a_gated_model_starts_at_the_regression_and_survives_its_file(
@@ -153,6 +179,7 @@ def test_a_gated_model_starts_at_the_regression_and_survives_its_file(
     pairs = _mixed()
     start_head(made, pairs, seed=0)
     assert made.gate is not None
+    _starts_at_the_regressions(made, pairs)
     read = made.features([p.a for p in pairs])
     by_hand = (
         read.answer_BD @ made.head.weight[0]
@@ -198,8 +225,18 @@ def test_agreement_is_told_for_each_sort_of_pair(tiny_model_folder: Path) -> Non
         ("red_team", False, 4),
         ("red_team", True, 2),
     ]
-    right = sum(f["accuracy"] * f["n"] for f in figures["by_pairs"])
-    assert right / 12 == pytest.approx(figures["heldout_accuracy"])
+    right = sum(f["accuracy"] * f["n"] for f in figures["by_pairs"] if not f["crossed"])
+    assert figures["n"] == 8, "the headline is of the prompts' own answers"
+    assert right / 8 == pytest.approx(figures["heldout_accuracy"])
+
+
+def test_pairs_across_prompts_do_not_move_what_scores_are_measured_by() -> None:
+    own = _mixed()
+    foreign = [
+        EncodedPair("0", EPISODES[0], Encoded(EPISODES[0].prompt, (3, 4, i)), 0.9, "red_team", True)
+        for i in range(5)
+    ]
+    assert reference([*own, *foreign], seed=0) == reference(own, seed=0)
 
 
 @settings(max_examples=20, deadline=None)

@@ -17,7 +17,7 @@ from solon.report.figures import agreement_figure, figures
 from solon.report.rundata import RunData, read_run
 from solon.report.transcripts import panels, rejections, threads
 from solon.store import write_atomically
-from solon.summary import GAMED_ON
+from solon.summary import PROMPTS
 
 THREADS, RED_TEAM_PANELS, HELPFUL_PANELS = 6, 6, 4
 _SETS = {"red_team": "red-team", "helpful": "ordinary"}
@@ -155,6 +155,7 @@ def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     if "heldout_accuracy" in reward:
         shares = (wording.percent(reward["heldout_accuracy"]), wording.interval(reward["ci95"]))
         rows.append(("Reward model on held-out pairs", *shares, wording.count(reward["n"])))
+        rows += [_sort_row(found) for found in reward.get("by_pairs", ())]
     if "ece" in reward:
         rows.append(
             ("Reward model's calibration error (ECE)", wording.percent(reward["ece"]), wording.NONE, "")
@@ -171,12 +172,19 @@ def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return [row for row in rows if row]
 
 
+def _sort_row(found: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """The reward model on one sort of held-out pairs."""
+    across = ", a refusal of another prompt on one side" if found["crossed"] else ""
+    shares = (wording.percent(found["accuracy"]), wording.interval(found["ci95"]))
+    return f"… on {PROMPTS[found['kind']]}{across}", *shares, wording.count(found["n"])
+
+
 def _guard_row(found: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """One check against over-optimisation: the reward beside the judge's own rating."""
     change = " to ".join(wording.decimal(bound) for bound in found["ci95"])
     return (
         f"Guard after {found['step']} steps: score; judge's rating over the SL model"
-        + (f" (over-optimised on {GAMED_ON[found['gamed_on']]}: stopped)" if found["over_optimised"] else ""),
+        + (f" (over-optimised on {PROMPTS[found['gamed_on']]}: stopped)" if found["over_optimised"] else ""),
         f"{wording.decimal(found['score'])}; {wording.percent(found['rating'])}",
         f"change from the best check {change}",
         "",

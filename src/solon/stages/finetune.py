@@ -81,10 +81,13 @@ def _targets(rows: Sequence[Written], settings: Finetune) -> Iterator[Written]:
 
 
 def _best(revisions: Sequence[Written], share: float) -> list[Written]:
-    """The revisions that the judge scored highest, in their order; one without a score comes last."""
+    """The revisions that are surest better than the first answers, in their order; one not judged comes last.
+
+    Not those with the highest score: that is beside a prompt's other candidates, which may be good or bad.
+    """
     if share == 1:
         return list(revisions)
-    ranked = sorted(revisions, key=lambda row: -1.0 if row.score is None else row.score, reverse=True)
+    ranked = sorted(revisions, key=lambda row: -1.0 if row.better is None else row.better, reverse=True)
     kept = {row.id for row in ranked[: math.ceil(share * len(ranked))]}
     return [row for row in revisions if row.id in kept]
 

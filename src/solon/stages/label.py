@@ -72,7 +72,7 @@ def _metrics(recipe: Recipe, inputs: Inputs, judge: Calibrated, rows: Sequence[L
         "truncated": sum(row.truncated for row in rows),
         "principles": drawn,
     }
-    sample = [row for row in rows if row.p_a is not None]
+    sample = [row for row in rows if row.p_a is not None and not row.crossed]
     random.Random(seed_from(recipe.seed, "effects")).shuffle(sample)
     if sample := sample[: recipe.label.effects]:
         principles = inputs.constitution.of("training")

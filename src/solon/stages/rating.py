@@ -82,7 +82,7 @@ class Watch:
         return found
 
     def _add(self, now: Rated) -> Evidence:
-        found = compare(best(self._checks), now, seed_from(self._recipe.seed, "guard", now.step))
+        found = compare(self._checks, now, seed_from(self._recipe.seed, "guard", now.step))
         self._checks.append(now)
         self._evidence.append(found)
         return found

@@ -235,12 +235,20 @@ class Reviser:
         before, prompt = thread.current.text, thread.prompt.text
         about = Question(draw.principle, prompt, before, before, kind=thread.prompt.kind)
         wins = mean_win(self._judge, about, [*(rows[i].text for i in usable), before])
-        questions = [replace(about, a=rows[i].text) for i in usable]
+        texts = [rows[i].text for i in usable]
+        against = self._beats(about, texts)
+        first = thread.rows[0].text
+        better = against if first == before else self._beats(replace(about, b=first), texts)
         judged = list(rows)
-        for i, win, against in zip(usable, wins, self._judge.compare(questions), strict=False):
-            worse = against.p_a is not None and against.p_a < 0.5
-            judged[i] = rows[i].changed(score=win, unusable="judged-worse" if worse else None)
+        for i, win, now, all_in_all in zip(usable, wins, against, better, strict=False):
+            unusable = "judged-worse" if now is not None and now < 0.5 else None
+            judged[i] = rows[i].changed(score=win, better=all_in_all, unusable=unusable)
         return judged
+
+    def _beats(self, about: Question, texts: Sequence[str]) -> list[float | None]:
+        """The probability that each text is preferred to the second answer of the question."""
+        assert self._judge is not None
+        return [said.p_a for said in self._judge.compare([replace(about, a=text) for text in texts])]
 
     def _row(
         self,

@@ -56,9 +56,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     train, test = split_pairs(inputs.rows("label", Label), encoder, recipe)
     model = untrained(recipe, source, train)
     trainer = _fit(recipe, model, train, workspace)
-    answers = sorted(different_answers([*train, *test]), key=lambda e: e.ids)
-    chosen = random.Random(seed_from(recipe.seed, "reference")).sample(answers, min(_REFERENCE, len(answers)))
-    model.normalise_on(chosen)
+    model.normalise_on(reference([*train, *test], recipe.seed))
     model.save(workspace.folder / "model", tokenizer)
     return StageResult(trainer.rows(), held_out(model, test), outputs=("model",))
 
@@ -73,6 +71,13 @@ def untrained(recipe: Recipe, source: ModelSource, train: Sequence[EncodedPair])
     if settings.head != "random":
         start_head(model, train, recipe.seed)
     return model
+
+
+def reference(pairs: Sequence[EncodedPair], seed: int) -> list[Encoded]:
+    """Answers that set mean and deviation: as the policy gives them, so none of another prompt."""
+    own = different_answers([pair for pair in pairs if not pair.crossed])
+    answers = sorted(own, key=lambda e: e.ids)
+    return random.Random(seed_from(seed, "reference")).sample(answers, min(_REFERENCE, len(answers)))
 
 
 def different_answers(pairs: Sequence[EncodedPair]) -> list[Encoded]:
@@ -97,12 +102,14 @@ def start_head(model: RewardModel, pairs: Sequence[EncodedPair], seed: int) -> N
     prompts = [p.prompt_id for p in chosen]
     gates_n = None
     if model.gate is not None:
-        first = list({prompt: i for i, prompt in enumerate(prompts)}.values())
-        asked_nD = read.prompt_BD.double().numpy()[a_n]
-        red_team_n = np.array([chosen[i].kind == "red_team" for i in first])
-        gate = fit_gate(asked_nD[first], red_team_n, [prompts[i] for i in first])
+        one_each = {prompt: i for i, prompt in enumerate(prompts)}
+        places = list(one_each.values())
+        asked_nD = read.prompt_BD.double().numpy()[a_n][places]
+        red_team_n = np.array([chosen[i].kind == "red_team" for i in places])
+        gate, unseen_n = fit_gate(asked_nD, red_team_n, list(one_each))
         _start(model.gate.kind, gate)
-        gates_n = np.tanh(gate(asked_nD) / 2)
+        opened = dict(zip(one_each, np.tanh(unseen_n / 2), strict=True))
+        gates_n = np.array([opened[prompt] for prompt in prompts])
     p_n = np.array([p.p_a for p in chosen])
     head = fit_head(features_nD[a_n], features_nD[b_n], p_n, prompts, gates_n)
     _start(model.head, head.common)
@@ -203,25 +210,29 @@ def learn(
 
 
 def held_out(model: RewardModel, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
-    """Agreement with the judge's preference on pairs never trained on, and calibration against it."""
+    """Agreement with the judge's preference on pairs never trained on, and calibration against it.
+
+    Both are of the prompts' own answers; `by_pairs` has the others as well.
+    """
     scores = model.score([p.a for p in pairs] + [p.b for p in pairs])
     std = float(model.get_buffer("std"))
     # Normalised scores differ by std from the logits that the loss was fitted on.
     predicted = torch.sigmoid((scores[: len(pairs)] - scores[len(pairs) :]) * std).tolist()
-    decided = [(p, pair.p_a) for p, pair in zip(predicted, pairs, strict=True) if pair.p_a != 0.5]
+    own = [(p, pair.p_a) for p, pair in zip(predicted, pairs, strict=True) if not pair.crossed]
+    decided = [(p, label) for p, label in own if label != 0.5]
     hits = sum((p > 0.5) == (label > 0.5) for p, label in decided)
     if not decided:
         raise RunError(
             "no held-out pair has a preference: the judge says 0.5 everywhere. Choose another judge."
         )
-    labels = [pair.p_a for pair in pairs]
-    bins = reliability(predicted, labels)
+    said, labels = [p for p, _ in own], [label for _, label in own]
+    bins = reliability(said, labels)
     return {
         "heldout_accuracy": hits / len(decided),
         "n": len(decided),
         "ci95": list(wilson(hits, len(decided))),
         "by_pairs": _by_pairs(predicted, pairs),
-        "ece": ece(predicted, labels),
+        "ece": ece(said, labels),
         "reliability": [{"predicted": b.predicted, "observed": b.observed, "n": b.n} for b in bins],
         "mean": float(model.get_buffer("mean")),
         "std": std,
@@ -235,6 +246,12 @@ def _by_pairs(predicted: Sequence[float], pairs: Sequence[EncodedPair]) -> list[
         if pair.p_a != 0.5:
             found.setdefault((pair.kind, pair.crossed), []).append((p > 0.5) == (pair.p_a > 0.5))
     return [
-        {"kind": kind, "crossed": crossed, "accuracy": sum(right) / len(right), "n": len(right)}
+        {
+            "kind": kind,
+            "crossed": crossed,
+            "accuracy": sum(right) / len(right),
+            "ci95": list(wilson(sum(right), len(right))),
+            "n": len(right),
+        }
         for (kind, crossed), right in sorted(found.items())
     ]

@@ -84,25 +84,40 @@ def fit_head(
     return Head(linear[0], linear[1] if len(linear) > 1 else None, l2)
 
 
-def fit_gate(prompts_nD: Array, red_team_n: NDArray[np.bool_], prompts: Sequence[str]) -> Linear:
+def fit_gate(
+    prompts_nD: Array, red_team_n: NDArray[np.bool_], prompts: Sequence[str]
+) -> tuple[Linear, Array]:
     """The log-odds that a prompt is a red-team prompt, from its hidden state; chosen as `fit_head`.
 
-    Where all prompts are of one kind there is nothing to tell apart: 0 for every prompt.
+    Returns:
+        The gate, and what it says of each prompt [n] when it has not seen it: fitted on the other folds. A
+        head that is fitted on this learns how sure a gate is of prompts that are new.
+        Where all prompts are of one kind there is nothing to tell apart: 0 for every prompt.
     """
     if red_team_n.all() or not red_team_n.any():
-        return Linear(np.zeros(prompts_nD.shape[1]), 0.0)
+        return Linear(np.zeros(prompts_nD.shape[1]), 0.0), np.zeros(len(prompts))
     p_n = red_team_n.astype(np.float64)
 
     def losses(test_n: NDArray[np.bool_]) -> Array:
         fitted = classify_path(prompts_nD[~test_n], _L2, p_n[~test_n])
         return np.array([cross_entropy(prompts_nD[test_n] @ w + bias, p_n[test_n]) for w, bias in fitted])
 
-    [(weight_D, bias)] = classify_path(prompts_nD, [_best(prompts, losses)], p_n)
-    return Linear(weight_D, bias)
+    l2 = _best(prompts, losses)
+    unseen_n = np.zeros(len(prompts))
+    for test_n in _tests(prompts):
+        [(weight_D, bias)] = classify_path(prompts_nD[~test_n], [l2], p_n[~test_n])
+        unseen_n[test_n] = prompts_nD[test_n] @ weight_D + bias
+    [(weight_D, bias)] = classify_path(prompts_nD, [l2], p_n)
+    return Linear(weight_D, bias), unseen_n
 
 
 def _best(prompts: Sequence[str], losses: Callable[[NDArray[np.bool_]], Array]) -> float:
     """The penalty with the least loss over the folds; `losses` has each one's on the rows it is told."""
-    folds_n = np.array([seed_from("head", prompt) % _FOLDS for prompt in prompts])
-    summed = np.sum([losses(folds_n == fold) for fold in np.unique(folds_n)], axis=0)
+    summed = np.sum([losses(test_n) for test_n in _tests(prompts)], axis=0)
     return _L2[int(np.argmin(summed))]
+
+
+def _tests(prompts: Sequence[str]) -> list[NDArray[np.bool_]]:
+    """Which rows each fold tests; rows of one prompt are in one fold."""
+    folds_n = np.array([seed_from("head", prompt) % _FOLDS for prompt in prompts])
+    return [folds_n == fold for fold in np.unique(folds_n)]

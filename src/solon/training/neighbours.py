@@ -135,10 +135,14 @@ def train_online(
 
 
 def preference_pairs(labels: Sequence[Label], encoder: Encoder, max_tokens: int) -> list[PreferencePair]:
-    """The labels that prefer an answer, rows cut to `max_tokens`; not ties, unscored and dropped ones."""
+    """The labels that prefer an answer, rows cut to `max_tokens`; not ties, unscored and dropped ones.
+
+    Nor those across prompts: DPO learns to write what is chosen, and nobody should write a refusal of another
+    request.
+    """
     pairs = []
     for label in labels:
-        if label.p_a is None or label.p_a == 0.5 or label.dropped is not None:
+        if label.p_a is None or label.p_a == 0.5 or label.dropped is not None or label.crossed:
             continue
         a = encoder.encode(label.prompt, label.a, label.a_finish, max_tokens)
         b = encoder.encode(label.prompt, label.b, label.b_finish, max_tokens)

@@ -33,6 +33,7 @@ from solon.training.encoding import Encoded
 from solon.training.views import LAST_TOKEN, Pooled, ReadAt, View
 
 _BATCH_TOKENS = 4096
+_OPENED = 1e-3  # Variance of a gate below which all prompts are of one kind to it
 _HEAD, _ABOUT = "head.safetensors", "reward.json"
 
 
@@ -144,7 +145,7 @@ class RewardModel(nn.Module):
         opened_B = gate.opened(self.features(rows).prompt_BD.to(self.view.device)).squeeze(-1).cpu()
         opened_B -= opened_B.mean()
         spread = float((opened_B**2).sum())
-        if spread > 0:
+        if spread > _OPENED * len(rows):
             gate.by_kind.bias.sub_(float((opened_B * self.score(rows)).sum()) / spread)
 
     def save(self, folder: Path, tokenizer: Any) -> None:
