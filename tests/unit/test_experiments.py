@@ -16,6 +16,7 @@ from tests.scripts import load
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 LAB, PRINCIPLES, SOFT = (load(EXPERIMENTS / f"{name}.py") for name in ("lab", "principles", "soft_labels"))
 ALGORITHMS = load(EXPERIMENTS / "algorithms.py")
+QUALITY = load(EXPERIMENTS / "data_quality.py")
 
 
 def _written(kind: str, text: str, number: int = 0, **changes: object) -> Written:
@@ -94,3 +95,19 @@ def test_every_experiment_has_a_recipe_that_loads() -> None:
     for file in sorted(EXPERIMENTS.glob("*.yaml")):
         recipe, _ = load_recipe(file)
         assert recipe.name.replace("-", "_") == file.stem
+
+
+def test_the_best_of_n_is_over_all_choices_of_n() -> None:
+    def candidate(number: int, better: float | None, unusable: str | None = None) -> Written:
+        return _written("revision", f"Text {number}.", 1, better=better, unusable=unusable)
+
+    rows = [candidate(0, 0.9), candidate(1, 0.6), candidate(2, None, "repetitive")]
+    one, two, three = QUALITY.best_of(rows)
+    assert (one.usable, one.better) == (pytest.approx(2 / 3), pytest.approx(0.75))
+    assert (two.usable, two.better) == (1.0, pytest.approx((0.9 + 0.9 + 0.6) / 3))
+    assert (three.usable, three.better) == (1.0, 0.9)
+    found = QUALITY.figures(
+        [row.changed(round=1) for row in rows], ["I will not help.", "I will not help.", "No."]
+    )
+    assert found["shares"] == {"usable": pytest.approx(2 / 3), "repetitive": pytest.approx(1 / 3)}
+    assert (found["trained_on"], found["near_duplicates"]) == (3, 1)
