@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from solon.summary import PROMPTS
+
 MODELS = (("base", "base"), ("sl", "SL-CAI"), ("rl", "RL-CAI"))
 RATES = (
     ("refusal", "refuses harmful requests"),
@@ -57,6 +59,10 @@ def instruments(summary: dict[str, Any]) -> Iterator[str]:
         yield f"| {label} | {cell} | {found[f'{key}_n']} |"
     cell = share(reward["heldout_accuracy"], reward["ci95"])
     yield f"| reward model, labels of held-out prompts | {cell} | {reward['n']} |"
+    for found in reward["by_pairs"]:
+        across = ", a refusal of another one on one side" if found["crossed"] else ""
+        cell = share(found["accuracy"], found["ci95"])
+        yield f"| … {PROMPTS[found['kind']]}{across} | {cell} | {found['n']} |"
 
 
 def main(run: Path) -> None:
