@@ -228,6 +228,9 @@ class Reinforce(Settings):
     score_clip: float | None = Field(
         default=None, gt=0, description="Clip normalised scores to plus or minus this"
     )
+    centre_scores: bool = Field(
+        default=False, description="Count scores from the mean of the step's prompts of the same kind"
+    )
     whiten_rewards: bool = Field(default=False, description="Scale token rewards to deviation 1")
     reward: str | None = Field(
         default=None,

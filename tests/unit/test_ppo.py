@@ -14,7 +14,7 @@ from solon.recipe import Reinforce
 from solon.training.adapters import trainable, using
 from solon.training.optimiser import PPO_EPSILON, Optimiser
 from solon.training.policy import Actors, Policy
-from solon.training.ppo import Targets, check_first_ratio, describe, improve, micro_loss, targets
+from solon.training.ppo import Targets, centred, check_first_ratio, describe, improve, micro_loss, targets
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode, Rollout, evaluate, pad_tokens, plan_epochs, shaped
@@ -397,3 +397,28 @@ def test_equal_scores_are_no_fault_once_they_have_differed(tiny_model_folder: Pa
     for step in range(5):
         trainer.step(step)
     assert next(scores, None) is None, "all five steps were made"
+
+
+def test_scores_count_from_the_mean_of_their_kind() -> None:
+    scores, kinds = (
+        torch.tensor([2.0, -1.0, 4.0, 0.0, 7.0]),
+        ["red_team", "helpful", "red_team", "helpful", "other"],
+    )
+    found = centred(scores, kinds, ("red_team", "helpful", "absent"), Ranks())
+    torch.testing.assert_close(found, torch.tensor([-1.0, -0.5, 1.0, 0.5, 7.0]))
+    assert scores[0] == 2, "the rollout's own scores stay"
+
+
+def test_a_kind_that_scores_lower_is_no_worse(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Advantages do not depend on the level of a kind's scores."""
+    made = actors(tiny_model_folder, tmp_path, settings())
+    episodes = [
+        replace(e, source=kind) for e, kind in zip(EPISODES, ["red_team", "helpful"] * 2, strict=True)
+    ]
+    rollout = evaluate(made.policy, episodes, torch.tensor([5.0, 1.0, 6.0, 2.0]), PLAN[0])
+    higher = replace(rollout, score_B=rollout.score_B + torch.tensor([10.0, 0.0, 10.0, 0.0]))
+    kinds = ("red_team", "helpful")
+    once, again = (targets(r, settings(centre_scores=True), 0.05, Ranks(), kinds) for r in (rollout, higher))
+    torch.testing.assert_close(once.advantage_BT, again.advantage_BT, atol=1e-5, rtol=1e-5)
+    plain, moved = (targets(r, settings(), 0.05, Ranks(), kinds) for r in (rollout, higher))
+    assert (plain.advantage_BT - moved.advantage_BT).abs().max() > 0.1

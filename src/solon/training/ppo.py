@@ -36,15 +36,39 @@ class Targets:
     return_BT: Tensor
 
 
-def targets(rollout: Rollout, settings: Reinforce, beta: float, ranks: Ranks) -> Targets:
-    """Token rewards, advantages whitened over all processes, and returns."""
-    reward_BT = token_rewards(rollout.logp_BT, rollout.reference_BT, rollout.score_B, rollout.lengths_B, beta)
+def targets(
+    rollout: Rollout, settings: Reinforce, beta: float, ranks: Ranks, sources: Sequence[str] = ()
+) -> Targets:
+    """Token rewards, advantages whitened over all processes, and returns.
+
+    With `settings.centre_scores` the scores count from the mean of their source's, one of `sources`.
+    """
+    score_B = rollout.score_B
+    if settings.centre_scores:
+        score_B = centred(score_B, [e.source for e in rollout.episodes], sources, ranks)
+    reward_BT = token_rewards(rollout.logp_BT, rollout.reference_BT, score_B, rollout.lengths_B, beta)
     if settings.whiten_rewards:
         reward_BT = whiten(reward_BT, rollout.mask_BT, shift_mean=False, reduce=ranks.sum)
     advantage_BT, return_BT = gae(
         reward_BT, rollout.value_BT, rollout.lengths_B, settings.gamma, settings.lam
     )
     return Targets(whiten(advantage_BT, rollout.mask_BT, reduce=ranks.sum), return_BT)
+
+
+def centred(score_B: Tensor, source_B: Sequence[str], sources: Sequence[str], ranks: Ranks) -> Tensor:
+    """Scores less the mean of all processes' scores of the same source; a source not named keeps its own.
+
+    A baseline that depends on the prompt alone leaves the policy gradient's expectation as it is (Williams
+    1992, sec. 4), up to the share of an episode in its own mean. A critic that learns for a few dozen steps
+    does not come to know it: every answer to the prompts that score lower is discouraged, good ones too.
+    """
+    centred_B = score_B.clone()
+    for source in sources:  # The same order in every process
+        of_B = torch.tensor([own == source for own in source_B])
+        total, count = ranks.sum(torch.stack([score_B[of_B].sum(), of_B.sum().float()])).tolist()
+        if count:
+            centred_B[of_B] -= total / count
+    return centred_B
 
 
 def improve(

@@ -87,7 +87,7 @@ class PPOTrainer:
         generator = torch.Generator().manual_seed(seed_from(self._seed, "minibatches", step))
         plan = plan_epochs(episodes, settings, generator, ranks)
         rollout = evaluate(self.policy, episodes, scores_B, plan[0])
-        aims = targets(rollout, settings, self.beta, ranks)
+        aims = targets(rollout, settings, self.beta, ranks, self._sources)
         warming = step < settings.value_warmup
         learnt = improve(self.policy, self.optimiser, rollout, aims, settings, plan, ranks, warming)
         return rollout, learnt
