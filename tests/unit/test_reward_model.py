@@ -135,7 +135,7 @@ def test_prompts_of_one_kind_open_no_gate() -> None:
 
 
 def test_a_gate_of_noise_is_not_sure_of_prompts_that_it_has_not_seen() -> None:
-    """With more features than prompts the fitted gate knows nearly all of them; what the head gets is honest."""
+    """With more features than prompts a fitted gate knows nearly all; what the head gets is honest."""
     rng = np.random.default_rng(2)
     asked, red_team = rng.normal(0, 1, (80, 200)), rng.random(80) < 0.5
     gate, unseen = fit_gate(asked, red_team, [str(i) for i in range(80)])
