@@ -11,6 +11,7 @@ from solon.records import Written
 from solon.stages.reward import EncodedPair
 from solon.store import write_rows
 from solon.training.encoding import Encoded
+from tests.rows import written
 from tests.scripts import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -20,22 +21,7 @@ QUALITY = load(EXPERIMENTS / "data_quality.py")
 
 
 def _written(kind: str, text: str, number: int = 0, **changes: object) -> Written:
-    return Written.model_validate(
-        {
-            "origin": "base",
-            "prompt_id": "p",
-            "prompt": "p",
-            "prompt_kind": "red_team",
-            "kind": kind,
-            "round": number,
-            "text": text,
-            "request": "p",
-            "sampling": "{}",
-            "tokens": 1,
-            "finish": "stop",
-            **changes,
-        }
-    )
+    return written(text, kind=kind, round=number, **changes)
 
 
 def test_a_round_without_a_usable_revision_keeps_the_text_before(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from solon.recipe import Finetune, Recipe
-from solon.records import Finish, PromptKind, TextKind, Written
+from solon.records import PromptKind, TextKind, Written
 from solon.stages.finetune import training_pairs
+from tests.rows import written
 
 
 def _row(
@@ -15,22 +16,9 @@ def _row(
     asked: PromptKind = "red_team",
     better: float | None = None,
     round: int = 1,
-    finish: Finish = "stop",
 ) -> Written:
-    return Written(
-        origin="base",
-        prompt_id=prompt,
-        prompt=prompt,
-        prompt_kind=asked,
-        kind=kind,
-        round=round,
-        text=text,
-        request=prompt,
-        sampling="{}",
-        tokens=4,
-        finish=finish,
-        better=better,
-        chosen=True,
+    return written(
+        text, prompt_id=prompt, prompt=prompt, prompt_kind=asked, kind=kind, round=round, better=better
     )
 
 

@@ -7,23 +7,13 @@ from hypothesis import strategies as st
 
 from solon.records import Written
 from solon.stages.label import crossed_pairs
+from tests.rows import written
 
 REFUSAL = "I can't help with that."
 
 
 def _row(prompt: str, text: str) -> Written:
-    return Written(
-        origin="sl",
-        prompt_id=prompt,
-        prompt=prompt,
-        prompt_kind="helpful",
-        kind="answer",
-        text=text,
-        request=prompt,
-        sampling="{}",
-        tokens=4,
-        finish="stop",
-    )
+    return written(text, origin="sl", prompt_id=prompt, prompt=prompt, prompt_kind="helpful", request=prompt)
 
 
 OWN = [_row("bread", text) for text in ("Knead it well.", "Let it rise.", REFUSAL)]

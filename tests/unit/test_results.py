@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from solon.records import Verdict, Written
+from tests.rows import written
 from tests.scripts import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -13,19 +14,7 @@ RESULTS = load(EXPERIMENTS / "results.py")
 
 
 def _answer(model: str, prompt: str, text: str, kind: str = "red_team") -> Written:
-    return Written(
-        parents=(prompt,),
-        origin=model,
-        prompt_id=prompt,
-        prompt=prompt,
-        prompt_kind=kind,
-        kind="answer",
-        text=text,
-        request=prompt,
-        sampling="{}",
-        tokens=3,
-        finish="stop",
-    )
+    return written(text, parents=(prompt,), origin=model, prompt_id=prompt, prompt=prompt, prompt_kind=kind)
 
 
 def _verdict(prompt: str, p_a: float | None) -> Verdict:

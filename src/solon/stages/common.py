@@ -114,3 +114,8 @@ def written(
 
 def asks(prompt: str) -> tuple[Message, ...]:
     return (Message("user", prompt),)
+
+
+def or_least(probability: float | None) -> float:
+    """A judge's probability to rank by: what was not scored comes behind everything that was."""
+    return -1.0 if probability is None else probability

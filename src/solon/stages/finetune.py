@@ -23,6 +23,7 @@ from solon.progress import Advance
 from solon.recipe import Finetune, Recipe
 from solon.records import Finish, Step, Written
 from solon.refusal import is_refusal
+from solon.stages.common import or_least
 from solon.store import StageResult, Workspace
 from solon.text import complete_sentences, is_degenerate
 from solon.training.adapters import lora_config, save_merged
@@ -87,7 +88,7 @@ def _best(revisions: Sequence[Written], share: float) -> list[Written]:
     """
     if share == 1:
         return list(revisions)
-    ranked = sorted(revisions, key=lambda row: -1.0 if row.better is None else row.better, reverse=True)
+    ranked = sorted(revisions, key=lambda row: or_least(row.better), reverse=True)
     kept = {row.id for row in ranked[: math.ceil(share * len(ranked))]}
     return [row for row in revisions if row.id in kept]
 

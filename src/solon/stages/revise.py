@@ -23,7 +23,16 @@ from solon.filters import clean, reject_revision
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, TextKind, Written
-from solon.stages.common import asks, choose, engine_for, in_batches, picked_judge, role_engine, written
+from solon.stages.common import (
+    asks,
+    choose,
+    engine_for,
+    in_batches,
+    or_least,
+    picked_judge,
+    role_engine,
+    written,
+)
 from solon.store import StageResult, Workspace
 from solon.templates import fill
 from solon.text import leading_sentences
@@ -220,7 +229,7 @@ class Reviser:
         judged = self._judged(thread, draw, rows) if self._judge else list(rows)
         usable = [i for i, row in enumerate(judged) if row.unusable is None]
         # An unscored candidate loses to any scored one; among equals the first sampled is kept.
-        best = max(usable, key=lambda i: (_or_least(judged[i].score), -i), default=0)
+        best = max(usable, key=lambda i: (or_least(judged[i].score), -i), default=0)
         marked = [row.changed(chosen=i == best) for i, row in enumerate(judged)]
         current = marked[best] if marked[best].unusable is None else thread.current
         return replace(thread, current=current, rows=(*thread.rows, *marked))
@@ -275,7 +284,3 @@ class Reviser:
 
 def _answered(prompt: str, answer: str) -> Conversation:
     return (*asks(prompt), Message("assistant", answer))
-
-
-def _or_least(score: float | None) -> float:
-    return -1.0 if score is None else score

@@ -16,6 +16,7 @@ from torch import nn
 
 from solon.digest import seed_from
 from solon.errors import RunError
+from solon.feedback.readout import Array
 from solon.models import ModelSource, load_tokenizer, pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
@@ -28,7 +29,7 @@ from solon.training.head_start import PAIRS, Linear, fit_gate, fit_head
 from solon.training.losses import soft_bradley_terry
 from solon.training.optimiser import Optimiser
 from solon.training.resumable import Resumable
-from solon.training.reward_model import RewardModel, new_reward_model
+from solon.training.reward_model import Gate, RewardModel, new_reward_model
 from solon.training.views import ReadAt
 
 _REFERENCE = 128  # Answers that set mean and deviation: a standard error of the mean below 0.1
@@ -102,19 +103,23 @@ def start_head(model: RewardModel, pairs: Sequence[EncodedPair], seed: int) -> N
     prompts = [p.prompt_id for p in chosen]
     gates_n = None
     if model.gate is not None:
-        one_each = {prompt: i for i, prompt in enumerate(prompts)}
-        places = list(one_each.values())
-        asked_nD = read.prompt_BD.double().numpy()[a_n][places]
-        red_team_n = np.array([chosen[i].kind == "red_team" for i in places])
-        gate, unseen_n = fit_gate(asked_nD, red_team_n, list(one_each))
-        _start(model.gate.kind, gate)
-        opened = dict(zip(one_each, np.tanh(unseen_n / 2), strict=True))
-        gates_n = np.array([opened[prompt] for prompt in prompts])
+        gates_n = _start_gate(model.gate, chosen, read.prompt_BD.double().numpy()[a_n])
     p_n = np.array([p.p_a for p in chosen])
     head = fit_head(features_nD[a_n], features_nD[b_n], p_n, prompts, gates_n)
     _start(model.head, head.common)
     if model.gate is not None and head.by_kind is not None:
         _start(model.gate.by_kind, head.by_kind)
+
+
+def _start_gate(gate: Gate, pairs: Sequence[EncodedPair], asked_nD: Array) -> Array:
+    """Fit the gate on each prompt once; how far it opens, unseen, for every pair's prompt, [n]."""
+    one_each = {pair.prompt_id: i for i, pair in enumerate(pairs)}
+    places = list(one_each.values())
+    red_team_n = np.array([pairs[i].kind == "red_team" for i in places])
+    fitted, unseen_n = fit_gate(asked_nD[places], red_team_n, list(one_each))
+    _start(gate.kind, fitted)
+    opened = dict(zip(one_each, np.tanh(unseen_n / 2), strict=True))
+    return np.array([opened[pair.prompt_id] for pair in pairs])
 
 
 def _start(layer: nn.Linear, at: Linear) -> None:
