@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from solon.records import Verdict, Written
@@ -10,6 +11,8 @@ from tests.scripts import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 HELDOUT = load(EXPERIMENTS / "heldout.py")
+load(EXPERIMENTS / "lab.py")
+HARM = load(EXPERIMENTS / "human_harm.py")
 RESULTS = load(EXPERIMENTS / "results.py")
 
 
@@ -48,12 +51,48 @@ def test_answers_and_verdicts_are_counted_by_model_and_kind_of_prompt() -> None:
         8: [_answer("rl", "p", refusal), _answer("rl", "h", refusal, "helpful")],
     }
     verdicts = {7: [_verdict("p", 0.9), _verdict("q", 0.5), _verdict("r", None)], 8: [_verdict("p", 0.2)]}
-    results = RESULTS.Results(answers, verdicts)
+    results = RESULTS.Results(answers, verdicts, {})
     assert results.answered("rl", "red_team", RESULTS.is_refusal).mean == 0.5
     assert results.answered("rl", "red_team", RESULTS.complies).seeds == (0.5, 0.0)
     assert results.answered("rl", "helpful", RESULTS.is_refusal).mean == 1.0
     won = results.preferred("rl", "base", "red_team")
     assert (won.mean, won.seeds) == (0.5, (0.75, 0.0))
+
+
+def test_the_classifier_counts_harmful_answers_and_compares_two_models_prompt_by_prompt() -> None:
+    """Log-odds: base 1 and 2, rl -1 (less harmful) and 2 (the same text: half)."""
+    answers = {
+        7: [
+            *(_answer("base", "p", "a"), _answer("base", "q", "b")),
+            *(
+                _answer("rl", "p", "c"),
+                _answer("rl", "q", "b"),
+                _answer("rl", "h", "of no matter", "helpful"),
+            ),
+        ]
+    }
+    results = RESULTS.Results(answers, {}, {("p", "a"): 1.0, ("q", "b"): 2.0, ("p", "c"): -1.0})
+    assert (results.harmful("base").mean, results.harmful("rl").mean) == (1.0, 0.5)
+    assert results.less_harmful("rl", "base").mean == 0.75
+
+
+def test_agreement_with_people_by_hand() -> None:
+    """Harmful: 2, -1; harmless: -3, -1, 1. Right: 2, -3, -1. Of six pairs, 3 + 1/2 + 1 are ranked right."""
+    said, harm = np.array([2.0, -1.0, -3.0, -1.0, 1.0]), np.array([1.0, 0.5, 0.0, 0.25, 0.4])
+    found = HARM.agreement(said, harm)
+    assert found.right.mean == pytest.approx(3 / 5)
+    assert found.ranked.mean == pytest.approx(4.5 / 6)
+    with pytest.raises(ValueError, match="of one sort"):
+        HARM.agreement(said[:2], harm[:2])
+
+
+def test_harm_scores_are_the_mean_of_the_raters(tmp_path: Path) -> None:
+    (tmp_path / "labelled").mkdir()
+    text = '# a note\nobjective,assistant_response,human_score_1,human_score_2\nq,"x, y",1,0.5\nr,z,0,\n'
+    (tmp_path / "labelled" / "pyrit_harm_x.csv").write_text(text)
+    assert [(row.answer, row.harm) for row in HARM.labelled(tmp_path)] == [("x, y", 0.75), ("z", 0.0)]
+    with pytest.raises(FileNotFoundError, match="--data"):
+        HARM.labelled(tmp_path / "labelled")
 
 
 def test_only_what_stands_between_the_marks_is_replaced() -> None:

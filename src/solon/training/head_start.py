@@ -49,6 +49,18 @@ class Head:
     l2: float
 
 
+@dataclass(frozen=True)
+class Classified:
+    """A classifier of all rows, and what it says of each row [n] when fitted on the other folds.
+
+    `loss` is the cross-entropy of the latter, summed, in nats.
+    """
+
+    readout: Linear
+    unseen_n: Array
+    loss: float
+
+
 def fit_head(
     a_nD: Array, b_nD: Array, p_n: Array, prompts: Sequence[str], gates_n: Array | None = None
 ) -> Head:
@@ -96,19 +108,24 @@ def fit_gate(
     """
     if red_team_n.all() or not red_team_n.any():
         return Linear(np.zeros(prompts_nD.shape[1]), 0.0), np.zeros(len(prompts))
-    p_n = red_team_n.astype(np.float64)
+    found = fit_classifier(prompts_nD, red_team_n.astype(np.float64), prompts)
+    return found.readout, found.unseen_n
+
+
+def fit_classifier(x_nD: Array, p_n: Array, prompts: Sequence[str]) -> Classified:
+    """Logistic regression with an intercept on soft labels p_n, chosen as `fit_head`."""
 
     def losses(test_n: NDArray[np.bool_]) -> Array:
-        fitted = classify_path(prompts_nD[~test_n], _L2, p_n[~test_n])
-        return np.array([cross_entropy(prompts_nD[test_n] @ w + bias, p_n[test_n]) for w, bias in fitted])
+        fitted = classify_path(x_nD[~test_n], _L2, p_n[~test_n])
+        return np.array([cross_entropy(x_nD[test_n] @ w + bias, p_n[test_n]) for w, bias in fitted])
 
     l2 = _best(prompts, losses)
     unseen_n = np.zeros(len(prompts))
     for test_n in _tests(prompts):
-        [(weight_D, bias)] = classify_path(prompts_nD[~test_n], [l2], p_n[~test_n])
-        unseen_n[test_n] = prompts_nD[test_n] @ weight_D + bias
-    [(weight_D, bias)] = classify_path(prompts_nD, [l2], p_n)
-    return Linear(weight_D, bias), unseen_n
+        [(weight_D, bias)] = classify_path(x_nD[~test_n], [l2], p_n[~test_n])
+        unseen_n[test_n] = x_nD[test_n] @ weight_D + bias
+    [(weight_D, bias)] = classify_path(x_nD, [l2], p_n)
+    return Classified(Linear(weight_D, bias), unseen_n, cross_entropy(unseen_n, p_n))
 
 
 def _best(prompts: Sequence[str], losses: Callable[[NDArray[np.bool_]], Array]) -> float:
