@@ -1,27 +1,37 @@
 """SFT alone, DPO, RLOO and PPO on the plane of harmlessness and helpfulness, at equal prompts and episodes.
 
-Run: python experiments/algorithms.py [--runs runs/experiments]
+Run: python experiments/algorithms.py RUN    (a finished run, such as runs/tiny-7)
 
-All start from the same SL model; PPO and RLOO have the same reward model, prompts and number of episodes, DPO
-the labels behind it. A point is a model's Bradley-Terry rating against all others, by the judge of the
-evaluation: on held-out red-team prompts to the right, on ordinary ones upwards, in Elo points, base at zero.
-Bai et al. 2022, fig. 2, draws this plane.
+Goes on from a copy of the run, beside it as RUN-algorithms. All start from its SL model; PPO and RLOO have
+the same reward model, prompts and number of episodes, DPO the labels behind it. A point is a model's
+Bradley-Terry rating against all others, by the judge of the evaluation: on held-out red-team prompts to the
+right, on ordinary ones upwards, in Elo points, base at zero. Bai et al. 2022, fig. 2, draws this plane.
 """
 
 import json
+import shutil
 from typing import Any
 
-from lab import BLUE, GREY, ORANGE, drawing, keep, options, solon_run
+from lab import BLUE, GREY, ORANGE, drawing, keep, run_named, solon_run
 
 from solon.report.statistics import ELO_PER_NAT
 
 NAMES = {"base": "base", "sl": "SFT (SL-CAI)", "rl": "PPO", "rloo": "RLOO", "dpo": "DPO"}
+PROMPTS = 100  # Of each kind: five models are ten comparisons of each
 COLOURS = {"base": GREY, "sl": ORANGE, "rl": BLUE, "rloo": "#4f8f5b", "dpo": "#7a5aa8"}
 
 
 def main() -> None:
-    runs = options(__doc__)
-    folder = solon_run("algorithms", runs / "algorithms")
+    run = run_named(__doc__)
+    folder = run.with_name(f"{run.name}-algorithms")
+    if not folder.exists():
+        shutil.copytree(run, folder)
+    changes = {
+        "reinforce__algorithm": "[ppo,rloo,dpo]",
+        "evaluate__prompts": PROMPTS,
+        "evaluate__helpful": PROMPTS,
+    }
+    solon_run(run / "recipe.yaml", folder, **changes)
     metrics = json.loads((folder / "09_evaluate" / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     found = {name: measured(metrics, name) for name in metrics["models"]}
     keep("algorithms", found)

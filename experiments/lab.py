@@ -59,10 +59,22 @@ def options(what: str) -> Path:
     return found
 
 
-def solon_run(recipe: str, folder: Path, until: str | None = None, **settings: Any) -> Path:
-    """`solon run` of a recipe beside this file; double underscores in a setting's name stand for dots."""
+def run_named(what: str) -> Path:
+    """The folder of a run, as the command line says."""
+    parser = argparse.ArgumentParser(description=what.splitlines()[0])
+    parser.add_argument("run", type=Path, help="a run's folder, such as runs/tiny-7")
+    found: Path = parser.parse_args().run
+    return found
+
+
+def solon_run(recipe: Path | str, folder: Path, until: str | None = None, **settings: Any) -> Path:
+    """`solon run` of a recipe, beside this file if only named.
+
+    Double underscores in a setting's name stand for dots.
+    """
+    file = recipe if isinstance(recipe, Path) else HERE / f"{recipe}.yaml"
     changes = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
-    command = [sys.executable, "-m", "solon", "run", str(HERE / f"{recipe}.yaml"), "--run-dir", str(folder)]
+    command = [sys.executable, "-m", "solon", "run", str(file), "--run-dir", str(folder)]
     command += [part for change in changes for part in ("--set", change)]
     subprocess.run([*command, *(("--until", until) if until else ())], check=True)
     return folder

@@ -1,10 +1,11 @@
 """Soft against hard labels: the same pairs, with the judge's probabilities, or with its verdicts alone.
 
-Run: python experiments/soft_labels.py [--runs runs/experiments]
+Run: python experiments/soft_labels.py RUN    (a run that has its labels, such as runs/tiny-7)
 
-Bai et al. 2022, sec. 4.3: preference models on soft labels are better, and better calibrated. Both reward
-models are read on the same held-out pairs: how often they agree with the judge, the cross-entropy to its
-probabilities, and their calibration error; three seeds of head and order each.
+Bai et al. 2022, sec. 4.3: preference models on soft labels are better, and better calibrated. The reward
+model of the run's recipe is trained on both kinds of the run's labels, and read on the same held-out pairs:
+how often it agrees with the judge, the cross-entropy to its probabilities, and its calibration error; three
+seeds of order and adapters each.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from lab import BLUE, ORANGE, drawing, keep, options, solon_run
+from lab import BLUE, ORANGE, drawing, keep, run_named
 
 from solon.models import load_tokenizer, resolve
 from solon.recipe import Recipe, load_recipe
@@ -35,8 +36,7 @@ FIGURES = {
 
 
 def main() -> None:
-    runs = options(__doc__)
-    folder = solon_run("soft_labels", runs / "soft-labels", "label")
+    folder = run_named(__doc__)
     recipe, _ = load_recipe(folder / "recipe.yaml")
     source = resolve(str(folder / "04_finetune" / "model"))
     labels = list(read_rows(folder / "06_label" / "rows.parquet", Label))
