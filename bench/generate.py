@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import prompts as shipped
 import torch
@@ -51,6 +51,8 @@ SAMPLING = Sampling(max_tokens=128, temperature=0.7, top_p=0.95)
 class Plain(LocalEngine):
     """The peer: the same model as it is usually called."""
 
+    settings: ClassVar[dict[str, Any]] = {}  # More for transformers' `generate`
+
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
         for start in range(0, len(requests), BATCH):
             for place, done in enumerate(self._sample(requests[start : start + BATCH]), start):
@@ -71,6 +73,7 @@ class Plain(LocalEngine):
             top_p=sampling.top_p,
             top_k=0,
             pad_token_id=pad,
+            **self.settings,
         )[:, ids.shape[1] :]
         return [self._answer(p, row) for p, row in zip(prompts, out.tolist(), strict=True)]
 

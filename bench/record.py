@@ -62,7 +62,9 @@ def device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
 
 
-def report(bench: str, name: str, solon: float, peer: float | None, ratio: float | None, **more: Any) -> None:
+def report(
+    bench: str, name: str, solon: float | None, peer: float | None, ratio: float | None, **more: Any
+) -> None:
     """Print and keep one figure."""
     figure = {"name": name, "solon": solon, "peer": peer, "ratio": ratio, **more}
     line = json.dumps({**figure, "machine": machine(), "versions": versions()})

@@ -211,15 +211,16 @@ def main() -> None:
     parser.add_argument("--finished", action="store_true", help="read runs that were made elsewhere")
     options = parser.parse_args()
     readme = ROOT / "README.md"
-    replaced(readme.read_text(encoding="utf-8"), [])  # Hours of work must not end at a missing mark
+    # Hours of work must not end at a missing mark or a missing file
+    replaced(readme.read_text(encoding="utf-8"), [])
+    classifier = human_harm.fitted(options.data)
+    people = classifier.agreement.right
     folders = {seed: options.runs / f"{options.recipe}-{seed}" for seed in options.seeds}
     if not options.finished:
         prompts = heldout.write(options.data, options.runs.resolve() / "heldout")
         for seed, folder in folders.items():
             run(options.recipe, seed, folder, prompts)
     counts = heldout_counts(folders[options.seeds[0]])
-    classifier = human_harm.fitted(options.data)
-    people = classifier.agreement.right
     intro = (
         f"`recipes/{options.recipe}.yaml` with the seeds {', '.join(map(str, options.seeds))}, on "
         f"{counts['red_team']} harmful and {counts['helpful']} ordinary requests from public sets. Mean over "

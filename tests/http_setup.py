@@ -1,5 +1,6 @@
 """An HTTP engine as tests open it: no cache, no waiting between attempts."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,10 @@ def http_engine(
     pause: Callable[[float], Any] = lambda seconds: None,
     cache: ReplyCache | None = None,
     key_env: str = "SOLON_API_KEY",
+    clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> HttpEngine:
     """On the model `m` at these addresses; `settings` are those of `ServerSettings`."""
     server = ServerSettings(**settings)
     budget = Budget(server, "judge")
-    return HttpEngine(Client("judge", list(urls), key_env, server, budget, cache, pause), "m", server)
+    return HttpEngine(Client("judge", list(urls), key_env, server, budget, cache, pause, clock), "m", server)

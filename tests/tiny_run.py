@@ -99,7 +99,7 @@ def recipe(model: Path) -> dict[str, Any]:
             "minibatch": 2,
             "sampling": short,
             "missing_end_score": None,  # It hardly ever ends: all scores would be the same
-            "guard": {"every": 2, "prompts": 4},
+            "guard": {"every": 2, "prompts": 8},
         },
         "evaluate": {"prompts": 4, "helpful": 3, "max_tokens": 8, "bootstrap": 100, "batch": 4},
     }

@@ -179,7 +179,7 @@ class Guard(Settings):
 
     every: int = Field(default=10, ge=0, description="Steps between checks; 0: none")
     prompts: int = Field(
-        default=24, ge=4, description="Training prompts answered at each check, always these"
+        default=24, ge=8, description="Training prompts answered at each check, half of them helpful"
     )
 
 
@@ -228,8 +228,10 @@ class Reinforce(Settings):
     score_clip: float | None = Field(
         default=None, gt=0, description="Clip normalised scores to plus or minus this"
     )
-    centre_scores: bool = Field(
-        default=False, description="Count scores from the mean of the step's prompts of the same kind"
+    centre_scores: Literal["none", "kind", "prompt"] = Field(
+        default="none",
+        description="Count scores from the mean of the step's prompts of the same kind, or from that of the "
+        "other answers to the same prompt, of which there are then `group`",
     )
     whiten_rewards: bool = Field(default=False, description="Scale token rewards to deviation 1")
     reward: str | None = Field(
@@ -245,10 +247,19 @@ class Reinforce(Settings):
         description="head: on the policy's own states; adapter: its own, started from the reward model",
     )
     lora: PolicyLora = PolicyLora()
-    group: int = Field(default=4, ge=2, description="Answers a prompt of rloo and grpo")
+    group: int = Field(
+        default=4,
+        ge=2,
+        description="Answers a prompt of rloo and grpo, and of ppo with centre_scores: prompt",
+    )
     dpo_beta: float = Field(default=0.1, gt=0, description="DPO's beta, for which KL there is no penalty")
     guard: Guard = Guard()
     max_prompt_tokens: int = Field(default=256, ge=8, description="Longer prompts are an error")
+
+    @property
+    def answers_each(self) -> int:
+        """How many answers PPO samples to a prompt of a step."""
+        return self.group if self.centre_scores == "prompt" else 1
 
     @field_validator("algorithm", mode="before")
     @classmethod
@@ -265,8 +276,13 @@ class Reinforce(Settings):
             raise ValueError(f"minibatch ({self.minibatch}) must not exceed episodes ({self.episodes})")
         if len(set(self.algorithm)) < len(self.algorithm):
             raise ValueError("algorithm names one twice: list each once")
-        if {"rloo", "grpo"} & set(self.algorithm) and self.episodes % self.group:
+        if (self.answers_each > 1 or {"rloo", "grpo"} & set(self.algorithm)) and self.episodes % self.group:
             raise ValueError(f"episodes ({self.episodes}) must be a multiple of group ({self.group})")
+        if {"rloo", "grpo"} & set(self.algorithm) and self.episodes % self.minibatch:
+            raise ValueError(
+                f"episodes ({self.episodes}) must be a multiple of minibatch ({self.minibatch}) for rloo "
+                "and grpo"
+            )
         if self.value_warmup >= self.steps:
             raise ValueError(
                 f"value_warmup ({self.value_warmup}) must be below steps ({self.steps}), or nothing is learnt"
@@ -337,6 +353,10 @@ class Recipe(Settings):
 
     def role(self, name: RoleName) -> Role:
         return self.critic if name == "critic" else self.judge_of(name)
+
+    def section(self, name: RoleName) -> RoleName:
+        """Where a role's settings stand: an evaluator without its own has the judge's, and its limits."""
+        return "judge" if name == "evaluator" and self.evaluator is None else name
 
     def judge_of(self, name: JudgeName) -> JudgeSettings:
         """The judge that labels, or the one that evaluates."""

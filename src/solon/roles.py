@@ -1,8 +1,9 @@
 """Which model plays a role in a run, where it runs, and how a server is asked."""
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from solon.settings import Settings
 
@@ -54,9 +55,24 @@ class Role(Settings):
         default=(), description="http: the servers' addresses, such as http://127.0.0.1:8000/v1"
     )
     api_key_env: str = Field(
-        default="SOLON_API_KEY", min_length=1, description="http: the environment variable with the key"
+        default="SOLON_API_KEY", description="http: the environment variable with the key"
     )
     http: ServerSettings = ServerSettings()
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, name: str) -> str:
+        # What stands here is written to files: the value is not repeated, it may be a key.
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("it is the name of an environment variable, such as SOLON_API_KEY, not a key")
+        return name
+
+    @field_validator("endpoints")
+    @classmethod
+    def _holds_no_key(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        if any("@" in url or "?" in url for url in urls):
+            raise ValueError("an address has no user, password or query: put a key where api_key_env says")
+        return urls
 
     @model_validator(mode="after")
     def _has_endpoints(self) -> "Role":

@@ -86,13 +86,15 @@ def test_constitution_commands() -> None:
 
 
 def test_init_makes_what_check_and_dry_run_accept(tmp_path: Path) -> None:
-    assert solon("init", tmp_path / "mine").returncode == 0
-    assert solon("constitution", "check", tmp_path / "mine" / "constitution.yaml").returncode == 0
-    planned = solon("run", tmp_path / "mine" / "recipe.yaml", "--dry-run", cwd=tmp_path)
+    folder = tmp_path / "Our Pharmacy"
+    assert solon("init", folder).returncode == 0
+    assert solon("constitution", "check", folder / "constitution.yaml").returncode == 0
+    planned = solon("run", folder / "recipe.yaml", "--dry-run", cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     assert planned.stdout.count("would run") == len(STAGES)
+    assert "runs/our-pharmacy" in planned.stdout, "two projects' runs lie apart"
     assert not (tmp_path / "runs").exists()
-    _fails(solon("init", tmp_path / "mine"), 2, "not empty")
+    _fails(solon("init", folder), 2, "not empty")
 
 
 def _outputs(folder: Path) -> dict[str, str]:

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,32 @@ _SAME = ("policy_loss", "value_loss", "score", "kl", "grad_norm", "explained_var
 
 
 _CONFIGURATIONS = sorted((Path(solon.__file__).parent / "data" / "recipes" / "accelerate").glob("*.yaml"))
-_CPU = ("--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
 
 
-def _launch(recipe: Path, folder: Path, how: Sequence[str] = _CPU) -> list[str]:
+def _launch(recipe: Path, folder: Path, configuration: Path | None = None) -> list[str]:
+    """By torchrun, or by accelerate with a configuration: else it starts one process if there is no GPU."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [
-        *(sys.executable, "-m", "accelerate.commands.launch", *how, "--dynamo_backend", "no"),
-        *("--main_process_port", str(port), "-m", "solon", "run", str(recipe), "--run-dir", str(folder)),
-    ]
+        port = str(free.getsockname()[1])
+    launcher = (
+        ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", port)
+        if configuration is None
+        else (
+            *("accelerate.commands.launch", "--config_file", str(configuration)),
+            *("--dynamo_backend", "no", "--main_process_port", port),
+        )
+    )
+    run = ("-m", "solon", "run", str(recipe), "--run-dir", str(folder))
+    return [sys.executable, "-m", *launcher, *run]
 
 
-def _finish(recipe: Path, folder: Path, how: Sequence[str] = _CPU) -> str:
+def _finish(recipe: Path, folder: Path, configuration: Path | None = None) -> str:
     """Run to the end in two processes; what they said on stdout."""
-    done = subprocess.run(_launch(recipe, folder, how), capture_output=True, text=True, timeout=300)
+    command = _launch(recipe, folder, configuration)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+    manifest = json.loads((folder / "08_reinforce" / "manifest.json").read_text())
+    assert manifest["metrics"]["processes"] == 2
     return done.stdout
 
 
@@ -87,7 +95,7 @@ def test_a_trunk_divided_by_fsdp2_learns_the_same(
 ) -> None:
     folder = tmp_path / "two"
     file = next(file for file in _CONFIGURATIONS if file.stem == "fsdp2")
-    _finish(recipe, folder, ("--config_file", str(file)))
+    _finish(recipe, folder, file)
     _assert_same(_steps(folder), one)
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert [e["processes"] for e in events if e["event"] == "divided"] == [2]

@@ -65,6 +65,12 @@ def test_budget_batches_longest_first() -> None:
     assert budget_batches([3, 7, 4, 3, 1, 5], budget=10) == [[1], [5, 2], [0, 3, 4]]
 
 
+def test_a_batch_that_is_large_enough_takes_no_row_that_is_mostly_padding() -> None:
+    # 10 + 10 is enough: 9 would be a tenth of padding. 9 + 9 + 9 is filled up with 2, as 9 alone is too few.
+    assert budget_batches([10, 10, 9, 2, 9], budget=30, enough=20) == [[0, 1], [2, 4, 3]]
+    assert budget_batches([100, 100, 91, 90], budget=1000, enough=200) == [[0, 1, 2], [3]]
+
+
 def test_a_row_above_the_budget_stands_alone() -> None:
     assert budget_batches([2, 30, 2], budget=10) == [[1], [0, 2]]
     assert budget_batches([], budget=10) == []

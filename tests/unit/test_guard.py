@@ -3,7 +3,9 @@
 import pytest
 
 from solon.errors import RunError
-from solon.records import PromptKind
+from solon.recipe import Recipe
+from solon.records import Prompt, PromptKind
+from solon.stages.prompting import draw_watched
 from solon.training.guard import Rated, best, compare, from_dict
 
 KINDS: tuple[PromptKind, ...] = ("red_team", "helpful") * 10
@@ -100,3 +102,16 @@ def test_a_check_survives_a_checkpoint() -> None:
         "kinds": list(GOOD.kinds),
     }
     assert from_dict(data) == GOOD
+
+
+def test_as_many_prompts_of_each_kind_are_watched_whatever_the_mixture() -> None:
+    kinds: tuple[PromptKind, ...] = ("red_team", "helpful")
+    prompts = [
+        Prompt(origin="o", text=f"{kind} {i}", kind=kind, split="train") for kind in kinds for i in range(20)
+    ]
+    for share, expected in ((0.9, [8, 8]), (0.0, [16, 0])):
+        document = {"helpful_share": share, "guard": {"prompts": 16}}
+        recipe = Recipe.model_validate({"name": "r", "reinforce": document})
+        watched = draw_watched(recipe, prompts)
+        assert [sum(p.kind == kind for p in watched) for kind in kinds] == expected
+        assert watched == draw_watched(recipe, prompts)

@@ -22,9 +22,10 @@ from solon.engines.base import (
     user,
 )
 from solon.engines.http import HttpEngine
+from solon.engines.http_link import Link
 from solon.engines.local import LocalEngine
 from solon.engines.option_reading import TopLogprobs, read_options
-from solon.errors import LogprobsUnavailableError, RunError, UsageError
+from solon.errors import LogprobsUnavailableError, ProblemsError, RunError, UsageError
 from solon.feedback.base import Question
 from solon.feedback.chain_of_thought import ChainOfThoughtJudge, Thinking
 from solon.feedback.choice import ChoiceJudge
@@ -37,6 +38,7 @@ from solon.models import ModelSource
 from solon.role_models import role_source
 from solon.roles import Role
 from solon.settings import Sampling
+from solon.yamlfile import Document, validate
 from tests.http_setup import http_engine
 from tests.unit.chat_server import Answer, Asked, message, serving
 
@@ -200,13 +202,89 @@ def test_a_server_of_another_kind_is_named(body: dict[str, Any]) -> None:
         completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
 
 
+@pytest.mark.parametrize(
+    ("told", "finish"),
+    [("stop", "stop"), ("eos", "stop"), ("length", "length"), ("content_filter", "length")],
+)
+def test_only_a_text_that_ended_by_itself_has_stopped(told: str, finish: str) -> None:
+    with serving(lambda asked: Answer(message("x", finish=told))) as server:
+        [done] = completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
+    assert done.finish == finish
+
+
+def test_a_text_that_was_broken_off_is_asked_for_again() -> None:
+    answers = iter([Answer(message("x", finish="abort")), Answer(message("whole"))])
+    with serving(lambda asked: next(answers)) as server:
+        [done] = completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
+    assert done.text == "whole"
+
+
+def test_log_probabilities_that_a_server_lacks_are_not_asked_for_twice() -> None:
+    with serving(lambda asked: Answer(message("(A)"))) as server:
+        engine = _engine(server.url)
+        for _ in range(3):
+            with pytest.raises(LogprobsUnavailableError, match="returns no log-probabilities"):
+                engine.option_logprobs(ASKED)
+    assert len(server.asked) == 3, "three times within the first call, which may be accidents"
+
+
+def test_a_server_for_base_models_is_told_from_one_without_the_model() -> None:
+    words = "default chat template is no longer allowed, so you must provide a chat template"
+    with (
+        serving(lambda asked: Answer(words, 400)) as server,
+        pytest.raises(RunError, match=r"set judge\.http\.interface=completions"),
+    ):
+        completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
+    with (
+        serving(lambda asked: Answer("Not Found", 404)) as server,
+        pytest.raises(RunError, match=r"judge\.endpoints: most servers' addresses end in /v1"),
+    ):
+        completions(_engine(server.url.removesuffix("/v1")), [GenerateRequest(user("q"), Sampling(), 0)])
+
+
+def test_a_server_that_never_answers_in_time_has_its_settings_named() -> None:
+    with (
+        serving(lambda asked: Answer("too slow", 408)) as server,
+        pytest.raises(RunError, match=r"408: too slow\. Raise judge\.http\.timeout, or lower judge\.http\."),
+    ):
+        completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
+    assert len(server.asked) == 8
+
+
+def test_who_waits_for_a_silent_server_is_told_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    greeted: list[str] = []
+
+    def silent(link: Link, url: str) -> str:
+        greeted.append(url)
+        time.sleep(0.05)
+        return f"{url}: nothing"
+
+    monkeypatch.setattr(Link, "_served", silent)
+    engine = http_engine("http://127.0.0.1:9/v1", concurrency=16)
+    requests = [GenerateRequest(user(str(i)), Sampling(), i) for i in range(40)]
+    for times in (1, 2):  # New work asks anew
+        with pytest.raises(RunError, match="no server answers there"):
+            completions(engine, requests)
+        assert len(greeted) == times
+
+
+def test_a_key_is_no_setting_and_is_not_repeated() -> None:
+    for wrong in (
+        {"api_key_env": "sk-s3cret"},
+        {"endpoints": ["http://me:s3cret@host/v1"], "engine": "http"},
+    ):
+        with pytest.raises(ProblemsError) as found:
+            validate(Document("r.yaml", wrong, {}), Role)
+        assert "s3cret" not in str(found.value)
+
+
 def test_addresses_are_checked() -> None:
     for endpoints in ([], ["127.0.0.1:8000"], ["http://127.0.0.1:80OO/v1"], ["http://"]):
         with pytest.raises(UsageError, match="Give addresses such as http"):
             http_engine(*endpoints)
 
 
-# --- log-probabilities of given texts -----------------------------------------------------------------
+# --- log-probabilities of wrong texts -----------------------------------------------------------------
 
 
 def _vllm(engine: LocalEngine) -> Callable[[Asked], Answer]:
@@ -473,15 +551,14 @@ def _completes(engine: LocalEngine) -> Callable[[Asked], Answer]:
         prompt = asked.body["prompt"]
         choice: dict[str, Any] = {"text": f" {len(prompt)} ", "finish_reason": "stop"}
         if asked.body.get("echo"):
-            told = engine.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
-            ids = told["input_ids"]
+            ids = engine.tokenizer(prompt, add_special_tokens=False)["input_ids"]
             with torch.inference_mode():
                 logp = engine.model(torch.tensor([ids])).logits[0].log_softmax(-1)
             known = [float(logp[place, token]) for place, token in enumerate(ids[1:])]
-            places = [start for start, _ in told["offset_mapping"]]
             choice["logprobs"] = {
-                "text_offset": [*places, len(prompt)],
+                "tokens": [*engine.tokenizer.convert_ids_to_tokens(ids), "new"],
                 "token_logprobs": [None, *known, -9.0],
+                "text_offset": [-1] * (len(ids) + 1),  # As SGLang does; vLLM counts its first token as well
             }
         return Answer({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
 
@@ -513,10 +590,23 @@ def test_texts_are_scored_by_echo(tiny_engine: LocalEngine) -> None:
     assert score.prompt_tokens == len(before)
 
 
-def test_a_server_without_echo_is_named() -> None:
-    reply = {"choices": [{"text": "x", "finish_reason": "stop"}]}
+_NEW = {"tokens": ["x"], "token_logprobs": [-1.0]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer({"choices": [{"text": "x", "finish_reason": "stop"}]}),
+        Answer(
+            {"choices": [{"text": "x", "finish_reason": "stop", "logprobs": _NEW}]}
+        ),  # `echo` is not known
+        Answer("Only no echo is supported", 500),
+        Answer("echo is not allowed", 400),
+    ],
+)
+def test_a_server_without_echo_is_named(answer: Answer) -> None:
     with (
-        serving(lambda asked: Answer(reply)) as server,
+        serving(lambda asked: answer) as server,
         pytest.raises(LogprobsUnavailableError, match=r"127\.0\.0\.1.*`echo`"),
     ):
         scores(http_engine(server.url, interface="completions"), [ScoreRequest(user("q"), "a")])

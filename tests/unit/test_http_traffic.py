@@ -4,6 +4,7 @@ import json
 import sqlite3
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from solon.engines.base import GenerateRequest, completions, user
 from solon.engines.http_budget import Amount, Budget
 from solon.engines.http_cache import ReplyCache
+from solon.engines.http_client import retry_after
 from solon.engines.http_gate import Gate, StoppedError
 from solon.errors import RunError
 from solon.roles import ServerSettings
@@ -74,13 +76,90 @@ def test_the_limit_grows_by_one_a_round_and_not_beyond_what_is_allowed() -> None
     assert gate.lanes[0].limit == 3.0
 
 
-def test_an_endpoint_that_keeps_failing_is_asked_last_but_asked() -> None:
-    gate = Gate(["a", "b"], 2)
+def test_an_endpoint_that_keeps_failing_is_tried_now_and_then_while_others_are_well() -> None:
+    clock = _Clock()
+    gate = Gate(["a", "b"], 2, clock)
     for _ in range(3):
         ticket = gate.enter()
         assert ticket.lane.url == "a"
         gate.failed(ticket)
-    assert [gate.enter().lane.url for _ in range(4)] == ["b", "b", "a", "a"]
+    well = [gate.enter() for _ in range(2)]
+    assert [ticket.lane.url for ticket in well] == ["b", "b"]
+    assert gate.lanes[0].free_at > clock.now
+    clock.now += 0.5
+    probe = gate.enter()
+    assert probe.lane.url == "a"
+    gate.failed(probe)
+    assert gate.lanes[0].free_at >= clock.now + 0.5, "each probe that fails makes the pause longer"
+    clock.now += 60
+    probe = gate.enter()
+    assert probe.lane.url == "a"
+    gate.answered(well[0])
+    assert gate.enter().lane.url == "b", "one probe at a time"
+    gate.answered(probe)
+    assert [gate.enter().lane.url for _ in range(2)] == ["a", "a"], "it is back"
+
+
+def test_where_all_endpoints_fail_none_is_spared() -> None:
+    gate = Gate(["a"], 2, _Clock())
+    for _ in range(5):
+        gate.failed(gate.enter())
+    assert [gate.enter().lane.url for _ in range(2)] == ["a", "a"]
+
+
+def test_a_busy_endpoint_that_names_no_time_is_left_alone_ever_longer() -> None:
+    clock = _Clock()
+    gate = Gate(["a"], 4, clock)
+    pauses = []
+    for _ in range(4):
+        clock.now += 100
+        gate.busy(gate.enter(), None)
+        pauses.append(gate.lanes[0].free_at - clock.now)
+    assert all(low <= pause <= 2 * low for pause, low in zip(pauses, (0.25, 0.5, 1.0, 2.0), strict=True))
+
+
+def test_an_endpoint_that_is_too_slow_twice_is_asked_less_at_a_time() -> None:
+    clock = _Clock()
+    gate = Gate(["a"], 8, clock)
+    for limit in (8.0, 4.0):
+        clock.now += 1
+        gate.failed(gate.enter(), slow=True)
+        assert gate.lanes[0].limit == limit
+
+
+def test_a_time_to_come_back_is_a_number_or_a_date() -> None:
+    now = datetime(2026, 11, 27, 12, 0, 0, tzinfo=UTC)
+    assert retry_after("600", now) == 600
+    assert retry_after("Fri, 27 Nov 2026 12:01:30 GMT", now) == 90
+    assert retry_after("Fri, 27 Nov 2026 11:00:00 GMT", now) == 0
+    assert [retry_after(told, now) for told in ("", "soon", "-1", "nan", "inf")] == [None] * 5
+
+
+def test_a_server_that_wants_nothing_for_half_an_hour_ends_the_run() -> None:
+    clock = _Clock()
+
+    def busy(asked: Asked) -> Answer:
+        clock.now += 700
+        return Answer("quota", 429, {"Retry-After": "0"})
+
+    with serving(busy) as server, pytest.raises(RunError, match=r"more than 1800 s: http.*429: quota"):
+        completions(http_engine(server.url, clock=clock), _requests(1))
+    assert len(server.asked) == 4
+    tomorrow = Answer("quota", 429, {"Retry-After": "86400"})
+    with serving(lambda asked: tomorrow) as server, pytest.raises(RunError, match="more than 1800 s"):
+        completions(http_engine(server.url), _requests(1))
+    assert len(server.asked) == 1
+
+
+def test_a_dead_endpoint_does_not_end_the_run_while_the_others_are_full() -> None:
+    def answer(asked: Asked) -> Answer:
+        time.sleep(0.02)
+        return Answer(message("x"))
+
+    with serving(answer) as up:
+        dead = "http://127.0.0.1:9/v1"
+        done = completions(http_engine(dead, up.url, concurrency=2), _requests(60))
+    assert len(done) == 60
 
 
 def test_who_waits_is_told_that_all_has_stopped() -> None:
@@ -160,6 +239,32 @@ def test_what_was_lost_counts_and_what_was_refused_does_not() -> None:
     # The good answer says 7 + 3; the torn one counts as all it might have used, the body's bytes at least.
     body = len(json.dumps(server.asked[0].body))
     assert spent == 10 + body + 16 + 4
+
+
+def test_a_refused_request_costs_nothing() -> None:
+    with serving(lambda asked: Answer("too long", 400)) as server:
+        engine = http_engine(server.url, max_tokens=10_000)
+        with pytest.raises(RunError, match="refused"):
+            completions(engine, _requests(1))
+    assert engine._client._budget.spent == Amount()
+
+
+@pytest.mark.parametrize(
+    "usage", [{}, {"total_tokens": 3}, {"prompt_tokens": 7, "completion_tokens": None}, None]
+)
+def test_an_answer_that_does_not_say_what_it_used_counts_whole(usage: object) -> None:
+    with serving(lambda asked: Answer({**message("x"), "usage": usage})) as server:
+        engine = http_engine(server.url, max_tokens=10_000)
+        completions(engine, _requests(1))
+    assert engine._client._budget.spent.tokens == len(json.dumps(server.asked[0].body)) + 16 + 4
+
+
+def test_a_proxys_time_out_counts_whole() -> None:
+    answers = iter([Answer("gateway", 504), Answer(message("x"))])
+    with serving(lambda asked: next(answers)) as server:
+        engine = http_engine(server.url, max_tokens=10_000)
+        completions(engine, _requests(1))
+    assert engine._client._budget.spent.tokens == 10 + len(json.dumps(server.asked[0].body)) + 16 + 4
 
 
 def test_a_run_stops_at_its_limit_and_goes_on_with_a_higher_one(tmp_path: Path) -> None:

@@ -4,17 +4,29 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from solon.errors import RunError
-from solon.recipe import Reinforce
+from solon.recipe import Recipe, Reinforce
+from solon.records import Prompt
+from solon.stages.prompting import StepSampler
 from solon.training.adapters import trainable, using
 from solon.training.optimiser import PPO_EPSILON, Optimiser
 from solon.training.policy import Actors, Policy
-from solon.training.ppo import Targets, centred, check_first_ratio, describe, improve, micro_loss, targets
+from solon.training.ppo import (
+    Targets,
+    centred,
+    check_first_ratio,
+    describe,
+    improve,
+    left_out,
+    micro_loss,
+    targets,
+)
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode, Rollout, evaluate, pad_tokens, plan_epochs, shaped
@@ -409,6 +421,45 @@ def test_scores_count_from_the_mean_of_their_kind() -> None:
     assert scores[0] == 2, "the rollout's own scores stay"
 
 
+def test_scores_count_from_the_mean_of_the_other_answers_to_their_prompt() -> None:
+    """Of 1, 2, 6 the others' means are 4, 3.5, 1.5; of 5, 5 there is nothing to learn."""
+    scores, prompts = torch.tensor([1.0, 5.0, 2.0, 5.0, 6.0]), [(1,), (2, 1), (1,), (2, 1), (1,)]
+    found = left_out(scores, prompts)
+    torch.testing.assert_close(found, torch.tensor([-3.0, 0.0, -1.5, 0.0, 4.5]))
+    with pytest.raises(ValueError, match="single answer"):
+        left_out(scores[:2], prompts[:2])
+
+
+def test_a_prompt_that_scores_lower_is_no_worse(tiny_model_folder: Path, tmp_path: Path) -> None:
+    made = actors(tiny_model_folder, tmp_path, settings())
+    episodes = [EPISODES[0], EPISODES[0], EPISODES[1], EPISODES[1]]
+    rollout = evaluate(made.policy, episodes, torch.tensor([5.0, 1.0, 6.0, 2.0]), PLAN[0])
+    higher = replace(rollout, score_B=rollout.score_B + torch.tensor([10.0, 10.0, 0.0, 0.0]))
+    once, again = (targets(r, settings(centre_scores="prompt"), 0.05, Ranks()) for r in (rollout, higher))
+    torch.testing.assert_close(once.advantage_BT, again.advantage_BT, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_asks_each_prompt_as_often_as_its_group_is_large() -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Listening:
+        def answer(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Any]:
+            asked.extend((p.text, s) for p, s in zip(prompts, seeds, strict=True))
+            return []
+
+    wanted = settings(centre_scores="prompt", episodes=4, group=2)
+    recipe = Recipe(name="r", model="m", constitution="c", reinforce=wanted)
+    prompts = [Prompt(origin="o", text=t, kind="red_team", split="train") for t in "abcd"]
+    StepSampler(Listening(), prompts, recipe, Ranks())(1)
+    assert [text for text, _ in asked] == ["c", "c", "d", "d"]
+    assert len({seed for _, seed in asked}) == 4, "every answer is sampled anew"
+    asked.clear()
+    StepSampler(Listening(), prompts, recipe, Ranks(1, 2))(0)
+    assert [text for text, _ in asked] == ["b", "b"], "a group stays in one process"
+    with pytest.raises(RunError, match="some have none"):
+        StepSampler(Listening(), prompts, recipe, Ranks(3, 4))(1)
+
+
 def test_a_kind_that_scores_lower_is_no_worse(tiny_model_folder: Path, tmp_path: Path) -> None:
     """Advantages do not depend on the level of a kind's scores."""
     made = actors(tiny_model_folder, tmp_path, settings())
@@ -418,7 +469,9 @@ def test_a_kind_that_scores_lower_is_no_worse(tiny_model_folder: Path, tmp_path:
     rollout = evaluate(made.policy, episodes, torch.tensor([5.0, 1.0, 6.0, 2.0]), PLAN[0])
     higher = replace(rollout, score_B=rollout.score_B + torch.tensor([10.0, 0.0, 10.0, 0.0]))
     kinds = ("red_team", "helpful")
-    once, again = (targets(r, settings(centre_scores=True), 0.05, Ranks(), kinds) for r in (rollout, higher))
+    once, again = (
+        targets(r, settings(centre_scores="kind"), 0.05, Ranks(), kinds) for r in (rollout, higher)
+    )
     torch.testing.assert_close(once.advantage_BT, again.advantage_BT, atol=1e-5, rtol=1e-5)
     plain, moved = (targets(r, settings(), 0.05, Ranks(), kinds) for r in (rollout, higher))
     assert (plain.advantage_BT - moved.advantage_BT).abs().max() > 0.1

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from solon import shipped
 from solon.errors import ProblemsError, UsageError
@@ -82,3 +83,15 @@ def test_every_field_has_bounds_or_words() -> None:
 def test_recipe_and_plan_import_no_torch() -> None:
     code = "import sys, solon.cli, solon.recipe, solon.plan, solon.pipeline; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"centre_scores": "prompt", "episodes": 10}, "multiple of group"),
+        ({"algorithm": "grpo", "episodes": 10, "group": 5}, "multiple of minibatch"),
+    ],
+)
+def test_episodes_make_whole_groups_and_minibatches(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate({"name": "r", "reinforce": settings})

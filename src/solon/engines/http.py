@@ -6,6 +6,7 @@ error that a judge can answer by reading the text instead. What replies look lik
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -58,6 +59,7 @@ class HttpEngine:
         self._model = model
         self._settings = settings
         self._chat = settings.interface == "chat"
+        self._lacking: dict[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -94,8 +96,20 @@ class HttpEngine:
             RunError: as in `generate`.
         """
         work = self._score_chat if self._chat else self._score_text
-        for index, done in self._client.side_by_side(work, requests):
-            yield replace(done, index=index)
+        with self._remembering("scores"):
+            for index, done in self._client.side_by_side(work, requests):
+                yield replace(done, index=index)
+
+    @contextmanager
+    def _remembering(self, what: str) -> Iterator[None]:
+        """Raise at once what was found lacking before: nobody pays for finding it out in every batch."""
+        if what in self._lacking:
+            raise LogprobsUnavailableError(self._lacking[what])
+        try:
+            yield
+        except LogprobsUnavailableError as error:
+            self._lacking[what] = str(error)
+            raise
 
     def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
         """Log-probability in nats of each option, from the top log-probabilities of a greedy reply.
@@ -110,7 +124,8 @@ class HttpEngine:
         """
         if not self._chat:
             return options_by_score(self, requests)
-        found = dict(self._client.side_by_side(self._options, requests))
+        with self._remembering("options"):
+            found = dict(self._client.side_by_side(self._options, requests))
         return [found[index] for index in range(len(requests))]
 
     def _speak(self, request: GenerateRequest) -> Completion:
@@ -159,13 +174,7 @@ class HttpEngine:
     def _score_chat(self, request: ScoreRequest) -> Score:
         said = [*_turns(request.conversation), _turn("assistant", request.continuation)]
         whole = self._told(said, add_generation_prompt=False, continue_final_message=True)
-        before = self._told(said[:-1], add_generation_prompt=True)
-        if [token for token, _ in whole[: len(before)]] != [token for token, _ in before]:
-            raise RunError(
-                f"{self.name}: the server's chat template writes a begun answer otherwise than a new one, so "
-                "the answer's tokens cannot be told apart. Use a local model, or another judge."
-            )
-        return self._scored([logp for _, logp in whole[len(before) :]], len(before))
+        return self._scored(whole, self._told(said[:-1], add_generation_prompt=True))
 
     def _told(self, turns: list[dict[str, str]], **how: bool) -> list[tuple[str, float]]:
         """Id and log-probability of every token of the prompt."""
@@ -174,21 +183,29 @@ class HttpEngine:
 
     def _score_text(self, request: ScoreRequest) -> Score:
         prompt = transcript(request.conversation)
-        text = prompt + request.continuation
+        return self._scored(self._echoed(prompt + request.continuation), self._echoed(prompt))
+
+    def _echoed(self, text: str) -> list[tuple[str, float]]:
+        """Every token of the text, and its log-probability."""
         body = {"prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        try:
+            return self._ask(_TEXT, body, lambda reply: _offered(echoed(reply), self._no_scores()))
+        except RefusedError as error:
+            if "echo" in error.words:
+                raise self._no_scores() from error
+            raise
 
-        def read(reply: dict[str, Any]) -> list[tuple[int, float | None]]:
-            return _offered(echoed(reply), self._no_scores())
-
-        told = self._ask(_TEXT, body, read)
-        # The last token is a new one: not every server may be asked for none.
-        answer = [logp for place, logp in told if len(prompt) <= place < len(text) and logp is not None]
-        return self._scored(answer, sum(place < len(prompt) for place, _ in told))
-
-    def _scored(self, logprobs: Sequence[float], prompt_tokens: int) -> Score:
+    def _scored(self, whole: Sequence[tuple[str, float]], before: Sequence[tuple[str, float]]) -> Score:
+        """Of the tokens that the whole text has behind the conversation's."""
+        if [token for token, _ in whole[: len(before)]] != [token for token, _ in before]:
+            raise RunError(
+                f"{self.name}: the server writes a begun answer otherwise than the conversation alone, "
+                "so the answer's cannot be told apart. Use a local model, or another judge."
+            )
+        logprobs = [logp for _, logp in whole[len(before) :]]
         if not logprobs:
             raise RunError("an empty continuation cannot be scored. Leave empty texts out.")
-        return Score(tuple(logprobs), prompt_tokens=prompt_tokens)
+        return Score(tuple(logprobs), prompt_tokens=len(before))
 
     def _ask(self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Result]) -> Result:
         return self._client.post(path, {"model": self._model, **body}, read, int(body["max_tokens"]))

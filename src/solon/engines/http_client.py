@@ -5,11 +5,13 @@ A refusal ends the work at once, with the server's words. How a server is reache
 
 import json
 import math
-import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 from typing import Any, TypeVar
 
@@ -17,16 +19,14 @@ import httpx2
 
 from solon.engines.http_budget import Amount, Budget
 from solon.engines.http_cache import ReplyCache
-from solon.engines.http_gate import Gate, StoppedError, Ticket
+from solon.engines.http_gate import Gate, StoppedError, Ticket, pause_seconds
 from solon.engines.http_link import Failed, Link, RefusedError
 from solon.errors import RunError
 from solon.roles import ServerSettings
 
 _ATTEMPTS = 8  # That may fail; being told to wait is no failure.
 _LACKING = 3  # Replies without what was asked for after which it is no accident.
-_PATIENCE_SECONDS = 1800.0  # A request is told to wait for so long at the most.
-_FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 60.0
+_PATIENCE_SECONDS = 1800.0  # A request that is told to wait does so for so long at the most.
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -80,8 +80,9 @@ class Client:
         budget: Budget,
         cache: ReplyCache | None = None,
         pause: Pause | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is asked yet. `pause` waits between attempts.
+        """Nothing is asked yet. `pause` waits between attempts, `clock` tells seconds.
 
         Raises:
             UsageError: no endpoint, or one that is no http address.
@@ -91,7 +92,8 @@ class Client:
         self._link = Link(role, endpoints, key_env, settings.timeout, self._at_once)
         self._budget = budget
         self._cache = cache
-        self._gate = Gate(self._link.endpoints, settings.concurrency)
+        self._clock = clock
+        self._gate = Gate(self._link.endpoints, settings.concurrency, clock)
         self._stop = Event()
         self._pause: Pause = pause or self._stop.wait
         self._lock = Lock()
@@ -110,6 +112,7 @@ class Client:
         once as are in flight.
         """
         self._stop.clear()
+        self._link.open()
         self._gate.open()
         self._budget.open()
         pool = ThreadPoolExecutor(min(self._at_once, max(1, len(requests))))
@@ -153,23 +156,23 @@ class Client:
         turns = body.get("messages") or [None]
         prompt_bytes = len(json.dumps(body, ensure_ascii=False).encode())
         asked = _Asked(path, body, read, self._budget.most(prompt_bytes, len(turns), new_tokens))
-        failures, lacking, waited = 0, 0, 0.0
+        failures, lacking, refused_at = 0, 0, None
         while True:
             outcome = self._attempt(asked)
             if isinstance(outcome, _Busy):
                 # Being told to wait costs no attempt: the gate holds the endpoint back for that long.
-                waited += max(outcome.wait or 0.0, _FIRST_PAUSE_SECONDS)
-                if waited > _PATIENCE_SECONDS:
+                refused_at = self._clock() if refused_at is None else refused_at
+                if self._clock() + (outcome.wait or 0.0) > refused_at + _PATIENCE_SECONDS:
                     raise RunError(f"told to wait for more than {_PATIENCE_SECONDS:.0f} s: {outcome.why}.")
             elif isinstance(outcome, Failed):
                 failures += 1
                 lacking += outcome.final is not None
                 if failures == _ATTEMPTS or lacking == _LACKING:
+                    fix = self._link.hurry() if outcome.slow else "Check that the server is well."
                     raise outcome.final or RunError(
-                        f"no usable answer in {_ATTEMPTS} attempts: {outcome.why}. Check that the server "
-                        "is well."
+                        f"no usable answer in {_ATTEMPTS} attempts: {outcome.why}. {fix}"
                     )
-                self._pause(_pause_seconds(failures))
+                self._pause(pause_seconds(failures))
             else:
                 [found] = outcome
                 return found
@@ -184,6 +187,9 @@ class Client:
                 used = asked.most
                 outcome, used = self._answer(ticket, asked)
                 return outcome
+            except RefusedError:
+                used = Amount()
+                raise
             finally:
                 self._budget.settle(asked.most, used)
         except StoppedError as error:
@@ -197,9 +203,9 @@ class Client:
             self._gate.failed(ticket)
             raise
         if isinstance(outcome, _Busy):
-            self._gate.busy(ticket, _pause_seconds(1) if outcome.wait is None else outcome.wait)
+            self._gate.busy(ticket, outcome.wait)
         elif isinstance(outcome, Failed):
-            self._gate.failed(ticket)
+            self._gate.failed(ticket, outcome.slow)
         else:
             self._gate.answered(ticket)
         spent = isinstance(outcome, tuple) or (isinstance(outcome, Failed) and outcome.lost)
@@ -220,9 +226,12 @@ class Client:
         words = self._link.without_key(response.text)
         said = f"{url}: status {status}: {' '.join(words.split())[:200]}"
         if status == 429 or (status == 503 and "retry-after" in response.headers):
-            return _Busy(said, _retry_after(response))
-        if status >= 500:
-            return Failed(said, lost=False)
+            return _Busy(said, retry_after(response.headers.get("Retry-After", ""), datetime.now(UTC)))
+        if status == 408:
+            return Failed(said, slow=True)
+        if status >= 500 and "supported" not in words.lower():
+            # A proxy's 502 or 504 comes after the server behind it has worked.
+            return Failed(said, lost=status in (502, 504))
         raise RefusedError(f"refused, {said}. {self._link.fix(endpoint, status, words)}", status, words)
 
     def _understood(
@@ -250,6 +259,8 @@ class Client:
         if not isinstance(usage, dict):
             return most
         read, written = (_count_of(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+        if read is None or written is None:
+            return most
         with self._lock:
             self.usage.read += read
             self.usage.written += written
@@ -264,21 +275,20 @@ def _read(read: Read[Result], reply: dict[str, Any]) -> Result:
         raise UnusableError(f"the answer has an unknown form ({type(error).__name__}: {error})") from error
 
 
-def _count_of(usage: dict[str, Any], name: str) -> int:
+def _count_of(usage: dict[str, Any], name: str) -> int | None:
     found = usage.get(name)
-    return found if isinstance(found, int) and found >= 0 else 0
-
-
-def _retry_after(response: httpx2.Response) -> float | None:
-    """Seconds that the server asks to wait; its other form, a date, is not worth reading here."""
-    try:
-        seconds = float(response.headers.get("Retry-After", ""))
-    except ValueError:
+    if isinstance(found, bool) or not isinstance(found, int | float):
         return None
-    return min(seconds, _LONGEST_PAUSE_SECONDS) if math.isfinite(seconds) and seconds >= 0 else None
+    return int(found) if math.isfinite(found) and found >= 0 else None
 
 
-def _pause_seconds(attempt: int) -> float:
-    """Doubling pauses, shortened at random so that many clients do not come back together."""
-    doubled = _FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1)
-    return min(doubled, _LONGEST_PAUSE_SECONDS) * (0.5 + random.random() / 2)
+def retry_after(told: str, now: datetime) -> float | None:
+    """Seconds that a server asks to wait, by a number or a date (RFC 9110, sec. 10.2.3); None: neither."""
+    try:
+        seconds = float(told)
+    except ValueError:
+        with suppress(ValueError):
+            date = parsedate_to_datetime(told)
+            return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds())
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None

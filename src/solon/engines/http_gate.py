@@ -1,10 +1,12 @@
 """How many requests may be in flight at each endpoint, and where the next one goes: least in flight first.
 
-A server that says 429 is asked half as much at a time from then on, and not before the time it names; every
-answer lets the limit grow again by one a round (additive increase, multiplicative decrease: Chiu and Jain
-1989, as TCP does it). An endpoint that keeps failing is asked last.
+A server that says 429 is asked half as much at a time, and not before the time it names; every answer lets
+the limit grow again by one a round (additive increase, multiplicative decrease: Chiu and Jain 1989, as TCP
+does it). While others are well, an endpoint that keeps failing is sent one request now and then, to see
+whether it is back.
 """
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,14 @@ from dataclasses import dataclass
 from threading import Condition
 
 _FAILING = 3  # Failures in a row after which others are preferred.
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 60.0
+
+
+def pause_seconds(attempt: int) -> float:
+    """Doubling pauses, shortened at random so that many clients do not come back together."""
+    doubled = _FIRST_PAUSE_SECONDS * 2.0 ** min(attempt - 1, 16)
+    return min(doubled, _LONGEST_PAUSE_SECONDS) * (0.5 + random.random() / 2)
 
 
 class StoppedError(Exception):
@@ -38,12 +48,16 @@ class Stoppable:
 
 @dataclass
 class Lane:
-    """One endpoint: how many requests may be and are in flight, and until when it wants none."""
+    """One endpoint: how many requests may be and are in flight, and until when it wants none.
+
+    `failures` and `refusals` (to take a request now) are those since its last answer.
+    """
 
     url: str
     limit: float
     in_flight: int = 0
     failures: int = 0
+    refusals: int = 0
     free_at: float = 0.0
     cut_at: float = float("-inf")
 
@@ -82,26 +96,47 @@ class Gate(Stoppable):
     def answered(self, ticket: Ticket) -> None:
         lane = ticket.lane
         with self._leaving(lane):
-            lane.failures = 0
+            lane.failures = lane.refusals = 0
             lane.limit = min(self._most, lane.limit + 1 / lane.limit)
 
-    def busy(self, ticket: Ticket, seconds: float) -> None:
-        """The endpoint wants no request for so long. Requests sent before the last cut tell nothing new."""
+    def busy(self, ticket: Ticket, seconds: float | None) -> None:
+        """The endpoint wants no request for so long; None: it does not say, and is left alone ever longer."""
         lane = ticket.lane
         with self._leaving(lane):
             now = self._clock()
-            lane.free_at = max(lane.free_at, now + seconds)
-            if ticket.sent_at > lane.cut_at:
-                lane.cut_at = now
-                lane.limit = max(1.0, lane.limit / 2)
+            lane.refusals += self._cut(ticket, now)
+            told = pause_seconds(max(1, lane.refusals)) if seconds is None else seconds
+            lane.free_at = max(lane.free_at, now + told)
 
-    def failed(self, ticket: Ticket) -> None:
-        with self._leaving(ticket.lane):
-            ticket.lane.failures += 1
+    def failed(self, ticket: Ticket, slow: bool = False) -> None:
+        """`slow`: it did not answer in time; twice in a row, and it is asked less at a time."""
+        lane = ticket.lane
+        with self._leaving(lane):
+            now = self._clock()
+            lane.failures += 1
+            if slow and lane.failures > 1:
+                self._cut(ticket, now)
+            if _failing(lane) and self._others_are_well():
+                lane.free_at = max(lane.free_at, now + pause_seconds(1 + lane.failures - _FAILING))
+
+    def _cut(self, ticket: Ticket, now: float) -> bool:
+        """Halve the limit; requests sent before the last cut tell nothing new."""
+        lane = ticket.lane
+        new = ticket.sent_at > lane.cut_at
+        if new:
+            lane.cut_at = now
+            lane.limit = max(1.0, lane.limit / 2)
+        return new
 
     def _free(self, now: float) -> Lane | None:
         open_ = [lane for lane in self.lanes if lane.in_flight < int(lane.limit) and lane.free_at <= now]
-        return min(open_, key=lambda lane: (lane.failures >= _FAILING, lane.in_flight), default=None)
+        if self._others_are_well():
+            # A well one that is full is worth waiting for: each try at a failing one costs an attempt.
+            open_ = [lane for lane in open_ if not _failing(lane) or lane.in_flight == 0]
+        return min(open_, key=lambda lane: (_failing(lane), lane.in_flight), default=None)
+
+    def _others_are_well(self) -> bool:
+        return not all(_failing(lane) for lane in self.lanes)
 
     @contextmanager
     def _leaving(self, lane: Lane) -> Iterator[None]:
@@ -110,3 +145,7 @@ class Gate(Stoppable):
             lane.in_flight -= 1
             yield
             self._changed.notify_all()
+
+
+def _failing(lane: Lane) -> bool:
+    return lane.failures >= _FAILING

@@ -26,11 +26,15 @@ class RefusedError(RunError):
 
 @dataclass(frozen=True)
 class Failed:
-    """An attempt that is worth another one. `lost`: the server may have worked and counted."""
+    """An attempt that is worth another one.
+
+    `lost`: the server may have worked and counted. `slow`: it did not answer in time.
+    """
 
     why: str
     final: RunError | None = None
     lost: bool = True
+    slow: bool = False
 
 
 class Link:
@@ -53,6 +57,7 @@ class Link:
         self._key_env = key_env
         self._lock = Lock()
         self._greeted = False
+        self._silent: str | None = None
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=connections)
         self._client = httpx2.Client(timeout=timeout, limits=limits)
 
@@ -63,18 +68,28 @@ class Link:
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             return Failed(_say(url, error), lost=False)
         except httpx2.RequestError as error:
-            return Failed(_say(url, error))
+            return Failed(_say(url, error), slow=isinstance(error, httpx2.ReadTimeout))
+
+    def open(self) -> None:
+        """Before new work: a server that did not answer may do so now."""
+        self._silent = None
 
     def greet(self) -> None:
         """Once, before the first request: does anything answer at all? Not worth eight attempts to find out.
 
         Raises:
-            RunError: nothing answers at any endpoint.
+            RunError: nothing answers at any endpoint. Who comes later is told at once.
         """
         with self._lock:
+            if self._silent is not None:
+                raise RunError(self._silent)
             if self._greeted:
                 return
-            self.models()
+            try:
+                self.models()
+            except RunError as error:
+                self._silent = str(error)
+                raise
             self._greeted = True
 
     def _served(self, url: str) -> list[str] | str:
@@ -107,6 +122,11 @@ class Link:
         lower = words.lower()
         if status in (401, 403):
             return f"Check the key in {self._key_env}."
+        if "chat template" in lower or "chat_template" in lower:
+            return (
+                f"A base model has no chat template: set {self._role}.http.interface=completions, which "
+                "gives it a plain transcript."
+            )
         if "context" in lower or "maximum" in lower or "too long" in lower:
             return (
                 "The text and its new tokens do not fit the server's context: shorten it, lower max_tokens."
@@ -114,11 +134,17 @@ class Link:
         served = self._served(endpoint) if status == 404 or "model" in lower else []
         if isinstance(served, list) and served:
             return f"Check {self._role}.model: the server has {', '.join(served[:5])}."
+        if status == 404 and not endpoint.endswith("/v1"):
+            return f"Check {self._role}.endpoints: most servers' addresses end in /v1."
         return f"Check {self._role}.model and what the server can do."
 
     def _headers(self) -> dict[str, str]:
         key = self._key()
         return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def hurry(self) -> str:
+        """What to do about servers that do not answer in time."""
+        return f"Raise {self._role}.http.timeout, or lower {self._role}.http.concurrency."
 
     def without_key(self, text: str) -> str:
         """A server may echo what it was sent: the key must not come back in a message."""

@@ -13,6 +13,8 @@ from solon.engines.option_reading import TopLogprobs
 from solon.records import Finish
 
 Reply = dict[str, Any]
+_CUT = ("length", "content_filter")  # Reasons for an end that is not the text's own
+_BROKEN_OFF = ("abort", "error")  # Worth another attempt
 
 
 def chat_completion(reply: Reply, tokens: bool) -> Completion:
@@ -34,13 +36,19 @@ def _completion(reply: Reply, choice: Reply, text: Any, told: Sequence[Any], tok
     if not isinstance(text, str | None):
         raise TypeError("the text is none")
     usage = reply.get("usage") or {}
-    finish: Finish = "length" if choice.get("finish_reason") == "length" else "stop"
+    finish = _finish(choice.get("finish_reason"))
     ids = tuple(int(token) for token in choice["token_ids"]) if tokens else ()
     logprobs = tuple(_finite(logp) for logp in told)
     if len(ids) != len(logprobs):
         raise ValueError(f"{len(ids)} ids and {len(logprobs)} log-probabilities")
     new = int(usage.get("completion_tokens") or len(ids))
     return Completion((text or "").strip(), ids, finish, int(usage.get("prompt_tokens") or 0), new, logprobs)
+
+
+def _finish(told: Any) -> Finish:
+    if told in _BROKEN_OFF:
+        raise ValueError(f"the answer was broken off ({told})")
+    return "length" if told in _CUT else "stop"
 
 
 def top_logprobs(reply: Reply) -> list[TopLogprobs] | None:
@@ -71,16 +79,17 @@ def _asked_token(row: Reply) -> tuple[str, float]:
     return token, _finite(told["logprob"])
 
 
-def echoed(reply: Reply) -> list[tuple[int, float | None]] | None:
-    """Place in the text and log-probability of every token of an echoed prompt; the first has none."""
+def echoed(reply: Reply) -> list[tuple[str, float]] | None:
+    """Every token of an echoed text and its log-probability; the first has none and stands with 0.
+
+    The last token of the reply is left out: it is a new one, since not every server may be asked for none.
+    Offsets are not read: servers count them differently, with and without the token that begins a text.
+    """
     told = _choice(reply).get("logprobs")
-    if not told:
+    if not told or len(told["tokens"]) < 2:  # A server that does not know `echo` returns the new one alone
         return None
-    places, logprobs = told["text_offset"], told["token_logprobs"]
-    return [
-        (int(place), None if logp is None else _finite(logp))
-        for place, logp in zip(places, logprobs, strict=True)
-    ]
+    pairs = list(zip(told["tokens"], told["token_logprobs"], strict=True))[:-1]
+    return [(str(pairs[0][0]), 0.0), *((str(token), _finite(logp)) for token, logp in pairs[1:])]
 
 
 def _choice(reply: Reply) -> Reply:

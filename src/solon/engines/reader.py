@@ -21,6 +21,7 @@ from solon.training.batching import budget_batches
 from solon.training.encoding import Encoded
 from solon.training.head import log_normalisers
 
+_ENOUGH_CPU, _ENOUGH_GPU = 2048, 8192  # Tokens of a batch whose products run at full speed
 _HEAD_ROWS = 512  # Rows of logits that are float32 at once.
 
 
@@ -93,7 +94,8 @@ class Reader:
     def _batches(self, rows: Sequence[Encoded]) -> Iterator[tuple[list[Tree], Packed]]:
         most = min(TREE_TOKENS, self._budget)
         trees = plant([row.ids for row in rows], most, shares_starts(self._model))
-        for batch in budget_batches([len(tree.ids) for tree in trees], self._budget):
+        enough = _ENOUGH_CPU if self._model.device.type == "cpu" else _ENOUGH_GPU
+        for batch in budget_batches([len(tree.ids) for tree in trees], self._budget, enough):
             chosen = [trees[i] for i in batch]
             shortest = min(len(rows[i].prompt) for tree in chosen for i in tree.rows)
             several = len(chosen) > 1 and shares_starts(self._model)

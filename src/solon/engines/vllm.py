@@ -25,6 +25,7 @@ from solon.records import Finish
 
 _PORTION = 1024  # Requests handed over at once: results are yielded, and rows written, after each portion.
 _SEEDS = 2**31
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # That vLLM takes as the largest
 
 Params = Callable[..., Any]
 
@@ -146,7 +147,7 @@ def open_vllm(source: ModelSource, dtype: str, adapter: Path | None = None) -> V
     except ImportError as error:
         raise UsageError(
             f"engine: vllm needs vLLM, which cannot be imported ({error}). Install it on a machine with a "
-            "GPU: pip install 'solon[vllm]'; or set engine: local."
+            "GPU, in the project's folder: pip install '.[vllm]'; or set engine: local."
         ) from error
     tokenizer = load_tokenizer(source)
     more = {"enable_lora": True, "max_lora_rank": _rank(adapter)} if adapter else {}
@@ -167,8 +168,9 @@ def open_vllm(source: ModelSource, dtype: str, adapter: Path | None = None) -> V
 
 
 def _rank(adapter: Path) -> int:
+    """The least that vLLM can be told to make room for."""
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        return int(config["r"])
+        return next((rank for rank in _LORA_RANKS if rank >= int(config["r"])), int(config["r"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{adapter}: no adapter in PEFT's format ({error}).") from error

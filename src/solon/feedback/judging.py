@@ -90,6 +90,8 @@ def asked_of(
     document = Document("--judge or --set", {"kind": kind, "model": model}, {})
     for override in overrides:
         apply_override(document, override)
+    if (document.data["model"], document.data.get("engine")) == ("embedded", "http"):
+        document.data["model"] = ""  # No server's model has this name: the one that it has is meant
     settings = validate(document, JudgeSettings)
     if len(settings.kind) > 1:
         raise UsageError("--set kind: name one judge; run the command again for another.")

@@ -38,7 +38,7 @@ def role_engine(
     role, source = recipe.role(name), inputs.models[name]
     if open_already is not None and role.engine == "local" and source.identity == inputs.base.identity:
         return open_already
-    return open_role(name, role, source, recipe.device, recipe.dtype, recipe.batch_tokens)
+    return open_role(recipe.section(name), role, source, recipe.device, recipe.dtype, recipe.batch_tokens)
 
 
 def judge_bench(recipe: Recipe, inputs: Inputs, engine: Engine, purpose: Purpose) -> Bench:

@@ -32,6 +32,13 @@ def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], count: int, name: st
     return mixed
 
 
+def draw_watched(recipe: Recipe, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The guard's prompts: as many of each kind, whatever the mixture, so that each is looked at alone."""
+    count = recipe.reinforce.guard.prompts
+    helpful = count // 2 if recipe.reinforce.helpful_share else 0
+    return list(choose(prompts, "train", {"red_team": count - helpful, "helpful": helpful}, recipe.seed))
+
+
 class Sampler:
     """Answers of the policy as episodes. Which answer is sampled is decided by the prompt's seed alone."""
 
@@ -98,14 +105,15 @@ class StepSampler:
         self._ranks = ranks
 
     def __call__(self, step: int) -> list[Episode]:
-        count = self._settings.episodes
-        mine = self._ranks.mine(count)
-        if not mine:
+        count, each = self._settings.episodes, self._settings.answers_each
+        asked = self._ranks.mine(count // each)  # A prompt's answers stay together
+        if not asked:
             raise RunError(
-                f"{self._ranks.count} processes share {count} episodes: some have none. Raise "
-                "reinforce.episodes or start fewer processes."
+                f"{self._ranks.count} processes share {count} episodes, {each} to a prompt: some have none. "
+                "Raise reinforce.episodes or start fewer processes."
             )
-        prompts = [self._prompts[step * count + i] for i in mine]
+        mine = [prompt * each + i for prompt in asked for i in range(each)]
+        prompts = [self._prompts[(step * count + i) // each] for i in mine]
         seeds = [seed_from(self._seed, "episode", step, i) for i in mine]
         found = self._sampler.answer(prompts, seeds)
         return [episode for episode, _ in found]

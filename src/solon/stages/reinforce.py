@@ -3,7 +3,7 @@
 Every step draws its prompts, samples and minibatches from its own seed, and its state is saved: a killed
 run goes on from the last step. Where this departs from the paper: the critic is a head on the policy's
 own trunk (or an adapter that starts as the reward model), and the reference is the same trunk without
-adapters. Under `accelerate launch` every process samples and learns its share of each batch.
+adapters. Under torchrun or `accelerate launch` every process samples and learns its share of each batch.
 
 With `algorithm` the same prompts and the same reward go to a neighbour of PPO instead, or as well.
 """
@@ -26,7 +26,7 @@ from solon.plan import model_folder, rl_models
 from solon.recipe import Recipe
 from solon.records import PPO, Prompt, PromptKind, Step
 from solon.stages.neighbour import train as train_neighbour
-from solon.stages.prompting import Sampler, StepSampler, draw_prompts
+from solon.stages.prompting import Sampler, StepSampler, draw_prompts, draw_watched
 from solon.stages.rating import Watch
 from solon.stages.shaping import open_reward
 from solon.store import StageResult, Workspace
@@ -119,8 +119,9 @@ class _Training:
             workspace.events.write("divided", stage=workspace.stage, processes=ranks.count)
         reward = open_reward(recipe, inputs, actors.reward)
         rows = inputs.rows("red_team", Prompt)
-        prompts = draw_prompts(recipe, rows, settings.steps * settings.episodes, "prompts")
-        watched = draw_prompts(recipe, rows, settings.guard.prompts, "guard")
+        count = settings.steps * settings.episodes // settings.answers_each
+        prompts = draw_prompts(recipe, rows, count, "prompts")
+        watched = draw_watched(recipe, rows)
         sampler = Sampler(actors.policy.actor, tokenizer, settings, recipe.batch_tokens)
         sampler.check([*prompts, *watched])
         sample = StepSampler(sampler, prompts, recipe, ranks)
@@ -191,7 +192,7 @@ class _Training:
 
     def metrics(self) -> dict[str, Any]:
         settings, done = self.recipe.reinforce, len(self.state.rows())
-        found: dict[str, Any] = {"episodes": done * settings.episodes}
+        found: dict[str, Any] = {"episodes": done * settings.episodes, "processes": self.ranks.count}
         if self.watch.evidence:
             found["guard"] = [e.as_dict() for e in self.watch.evidence]
             found["kept"] = self.watch.good if self.watch.stopped else done

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_LEAST_FULL = 0.9  # Of a row in a batch that is large enough without it.
+
 
 def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
     """Token ids of all rows, int64 [B, T] with `fill` behind each row, and the lengths, int64 [B].
@@ -58,11 +60,15 @@ def minibatches(n: int, size: int, generator: torch.Generator) -> list[list[int]
     return [order[start : start + size] for start in range(0, n, size)]
 
 
-def budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def budget_batches(lengths: Sequence[int], budget: int, enough: int | None = None) -> list[list[int]]:
     """Indices in batches of like length, each of at most `budget` tokens counted with its padding.
 
     Longest first: a batch too large for the memory then fails at once and not at the end. A row that alone
     exceeds the budget stands alone. Deterministic: equal lengths keep their order.
+
+    Args:
+        enough: a batch of so many tokens is large enough to be read at full speed; it takes no further row
+            that would be a tenth or more of padding. None: a batch is filled whatever the padding.
 
     Raises:
         ValueError: budget is below 1.
@@ -70,13 +76,14 @@ def budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     if budget < 1:
         raise ValueError(f"token budget is {budget}, must be at least 1")
     batches: list[list[int]] = []
-    room = 0
+    width = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if room == 0:
+        own = len(batches[-1]) * width if batches else 0
+        wasteful = enough is not None and own >= enough and lengths[index] <= _LEAST_FULL * width
+        if not batches or own + width > budget or wasteful:
             batches.append([])
-            room = max(budget // max(lengths[index], 1), 1)
+            width = lengths[index]
         batches[-1].append(index)
-        room -= 1
     return batches
 
 

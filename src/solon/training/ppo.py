@@ -41,11 +41,14 @@ def targets(
 ) -> Targets:
     """Token rewards, advantages whitened over all processes, and returns.
 
-    With `settings.centre_scores` the scores count from the mean of their source's, one of `sources`.
+    With `settings.centre_scores` the scores count from the mean of their source's, one of `sources`, or of
+    their prompt's.
     """
     score_B = rollout.score_B
-    if settings.centre_scores:
+    if settings.centre_scores == "kind":
         score_B = centred(score_B, [e.source for e in rollout.episodes], sources, ranks)
+    elif settings.centre_scores == "prompt":
+        score_B = left_out(score_B, [e.prompt for e in rollout.episodes])
     reward_BT = token_rewards(rollout.logp_BT, rollout.reference_BT, score_B, rollout.lengths_B, beta)
     if settings.whiten_rewards:
         reward_BT = whiten(reward_BT, rollout.mask_BT, shift_mean=False, reduce=ranks.sum)
@@ -68,6 +71,26 @@ def centred(score_B: Tensor, source_B: Sequence[str], sources: Sequence[str], ra
         total, count = ranks.sum(torch.stack([score_B[of_B].sum(), of_B.sum().float()])).tolist()
         if count:
             centred_B[of_B] -= total / count
+    return centred_B
+
+
+def left_out(score_B: Tensor, prompt_B: Sequence[tuple[int, ...]]) -> Tensor:
+    """Scores less the mean of the other answers' to the same prompt, which must all be in this process.
+
+    The leave-one-out baseline (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740, eq. 8): it does not
+    depend on the answer that it is taken from, so the gradient's expectation stays as it is, and how good the
+    prompt's answers are in the mean is no longer noise in it.
+
+    Raises:
+        ValueError: a prompt has one answer.
+    """
+    centred_B = score_B.clone()
+    for prompt in dict.fromkeys(prompt_B):
+        of_B = torch.tensor([own == prompt for own in prompt_B])
+        count = int(of_B.sum())
+        if count < 2:
+            raise ValueError("a prompt has a single answer, which nothing can be left out of")
+        centred_B[of_B] = (score_B[of_B] - score_B[of_B].mean()) * count / (count - 1)
     return centred_B
 
 
