@@ -24,14 +24,15 @@ format: setup          ## apply the format
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-bench: setup           ## measurements, one JSON line a figure; two of them want public data, see bench/
-	$(BIN)/python bench/refusal_agreement.py
+bench: setup           ## measurements, one JSON line a figure; the last two want public data, see their first lines
 	$(BIN)/python bench/labels.py
-	$(BIN)/python bench/judges.py
 	$(BIN)/python bench/generate.py
+	$(BIN)/python bench/transformers_ways.py
 	$(BIN)/python bench/stream.py
 	$(BIN)/python bench/ppo_gradients.py
 	$(BIN)/python bench/ppo.py
+	$(BIN)/python bench/refusal_agreement.py
+	$(BIN)/python bench/judges.py
 
 results: setup         ## the README's first table: recipes/tiny.yaml, three seeds, public prompts; three hours
 	$(BIN)/python experiments/results.py
