@@ -149,6 +149,8 @@ def test_a_server_that_wants_nothing_for_half_an_hour_ends_the_run() -> None:
     with serving(lambda asked: tomorrow) as server, pytest.raises(RunError, match="more than 1800 s"):
         completions(http_engine(server.url), _requests(1))
     assert len(server.asked) == 1
+    with serving(lambda asked: tomorrow) as server, serving(lambda asked: Answer(message("x"))) as other:
+        assert len(completions(http_engine(server.url, other.url), _requests(20))) == 20
 
 
 def test_a_dead_endpoint_does_not_end_the_run_while_the_others_are_full() -> None:

@@ -95,3 +95,10 @@ def test_recipe_and_plan_import_no_torch() -> None:
 def test_episodes_make_whole_groups_and_minibatches(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Recipe.model_validate({"name": "r", "reinforce": settings})
+
+
+def test_an_evaluator_without_settings_of_its_own_shares_the_judges_limits() -> None:
+    assert Recipe(name="r").section("evaluator") == "judge"
+    own = Recipe.model_validate({"name": "r", "evaluator": {"kind": "choice"}})
+    assert own.section("evaluator") == "evaluator"
+    assert [own.section(name) for name in ("critic", "judge")] == ["critic", "judge"]

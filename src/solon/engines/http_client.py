@@ -162,7 +162,7 @@ class Client:
             if isinstance(outcome, _Busy):
                 # Being told to wait costs no attempt: the gate holds the endpoint back for that long.
                 refused_at = self._clock() if refused_at is None else refused_at
-                if self._clock() + (outcome.wait or 0.0) > refused_at + _PATIENCE_SECONDS:
+                if max(self._clock(), self._gate.free_at()) > refused_at + _PATIENCE_SECONDS:
                     raise RunError(f"told to wait for more than {_PATIENCE_SECONDS:.0f} s: {outcome.why}.")
             elif isinstance(outcome, Failed):
                 failures += 1

@@ -93,6 +93,11 @@ class Gate(Stoppable):
                 self._changed.wait(min(waits, default=None))
             raise StoppedError
 
+    def free_at(self) -> float:
+        """When the first endpoint wants requests again, by the clock; in the past if one does now."""
+        with self._changed:
+            return min(lane.free_at for lane in self.lanes)
+
     def answered(self, ticket: Ticket) -> None:
         lane = ticket.lane
         with self._leaving(lane):
