@@ -286,7 +286,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _shaping_files,
         roles=lambda r: ("judge",) if _guarded(r) else (),
-        version=5,
+        version=6,
         distributed=True,
     ),
     Stage(

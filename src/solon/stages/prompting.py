@@ -1,7 +1,9 @@
 """The prompts of reinforcement, in the order in which steps ask them, and the answers sampled to them."""
 
+import math
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from solon.digest import seed_from
@@ -20,16 +22,20 @@ from solon.training.views import View
 
 
 def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], count: int, name: str) -> list[Prompt]:
-    """`count` training prompts, red-team and helpful ones in the set proportion; `name` seeds the mix."""
+    """`count` training prompts; `name` seeds where in the order the red-team ones begin.
+
+    Both kinds are spread evenly, in the set proportion: a step of few prompts has its share of each, where
+    drawing the kinds would leave some steps without one.
+    """
     share, seed = recipe.reinforce.helpful_share, recipe.seed
-    rng = random.Random(seed_from(seed, name))
     red = choose(prompts, "train", {"red_team": count}, seed)
     helpful = choose(prompts, "train", {"helpful": count}, seed) if share else []
-    mixed = []
-    for index in range(count):
-        source = helpful if rng.random() < share else red
-        mixed.append(source[index % len(source)])
-    return mixed
+    start = random.Random(seed_from(seed, name)).random()
+    before = [math.floor(start + share * index) for index in range(count + 1)]  # Helpful prompts so far
+    return [
+        helpful[done % len(helpful)] if following > done else red[(index - done) % len(red)]
+        for index, (done, following) in enumerate(pairwise(before))
+    ]
 
 
 def draw_watched(recipe: Recipe, prompts: Sequence[Prompt]) -> list[Prompt]:
