@@ -141,5 +141,5 @@ def test_without_vllm_the_way_to_it_is_named(
     monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UsageError, match=r"pip install 'solon\[vllm\]'; or set engine: local"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[vllm\]'; or set engine: local"):
         open_vllm(resolve(str(tiny_model_folder)), "float32")
