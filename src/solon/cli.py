@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -137,8 +138,8 @@ def init(
 
     for path in create(folder):
         typer.echo(f"wrote {path}")
-    typer.echo(f"Next:  solon constitution check {folder / 'constitution.yaml'}")
-    typer.echo(f"       solon run {folder / 'recipe.yaml'} --dry-run")
+    typer.echo(f"Next:  solon constitution check {quote(str(folder / 'constitution.yaml'))}")
+    typer.echo(f"       solon run {quote(str(folder / 'recipe.yaml'))} --dry-run")
 
 
 @app.command()
