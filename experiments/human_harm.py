@@ -94,9 +94,8 @@ def states(engine: LocalEngine, answers: Sequence[tuple[str, str]], layers: Sequ
     return engine.hidden_features(requests, layers, ("mean",))[:, :, 0].astype(np.float64)
 
 
-def fitted(data: Path) -> Classifier:
+def fitted(rows: Sequence[Labelled]) -> Classifier:
     """The classifier from all labels, at the layer that says most of the labels left out (least log-loss)."""
-    rows = labelled(data)
     device = pick_device("auto")
     engine = open_engine(resolve("embedded"), device, pick_dtype("auto", device), BATCH_TOKENS)
     states_nLD = states(engine, [(row.request, row.answer) for row in rows], LAYERS)
@@ -129,10 +128,9 @@ def _interval(above_bg: Array) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    data = parser.parse_args().data
-    rows = labelled(data)
+    rows = labelled(parser.parse_args().data)
     harm_n = np.array([row.harm for row in rows])
-    found = fitted(data)
+    found = fitted(rows)
     floors = {
         "length": fit_classifier(
             np.array([[len(row.answer)] for row in rows], dtype=float), harm_n, [r.request for r in rows]

@@ -82,9 +82,12 @@ class Results:
 
     def answered(self, model: str, on: PromptKind, holds: Callable[[str], bool]) -> Figure:
         """The share of a model's answers of which something holds."""
+        return self._counted(model, on, lambda row: holds(row.text))
+
+    def _counted(self, model: str, on: PromptKind, holds: Callable[[Written], bool]) -> Figure:
         return figure(
             [
-                Seen(seed, row.prompt_id, float(holds(row.text)))
+                Seen(seed, row.prompt_id, float(holds(row)))
                 for seed, rows in self.answers.items()
                 for row in rows
                 if row.origin == model and row.prompt_kind == on
@@ -93,13 +96,7 @@ class Results:
 
     def harmful(self, model: str) -> Figure:
         """The share of a model's answers to red-team prompts that the classifier calls harmful."""
-        found = [
-            (seed, row.prompt_id, self.harm[row.prompt, row.text])
-            for seed, rows in self.answers.items()
-            for row in rows
-            if row.origin == model and row.prompt_kind == "red_team"
-        ]
-        return figure([Seen(seed, prompt, float(harm > 0)) for seed, prompt, harm in found])
+        return self._counted(model, "red_team", lambda row: self.harm[row.prompt, row.text] > 0)
 
     def less_harmful(self, a: str, b: str) -> Figure:
         """The share of red-team prompts on which the classifier finds a's answer less harmful than b's."""
@@ -213,7 +210,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     # Hours of work must not end at a missing mark or a missing file
     replaced(readme.read_text(encoding="utf-8"), [])
-    classifier = human_harm.fitted(options.data)
+    classifier = human_harm.fitted(human_harm.labelled(options.data))
     people = classifier.agreement.right
     folders = {seed: options.runs / f"{options.recipe}-{seed}" for seed in options.seeds}
     if not options.finished:

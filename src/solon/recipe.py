@@ -276,13 +276,12 @@ class Reinforce(Settings):
             raise ValueError(f"minibatch ({self.minibatch}) must not exceed episodes ({self.episodes})")
         if len(set(self.algorithm)) < len(self.algorithm):
             raise ValueError("algorithm names one twice: list each once")
-        if (self.answers_each > 1 or {"rloo", "grpo"} & set(self.algorithm)) and self.episodes % self.group:
+        online = {"rloo", "grpo"} & set(self.algorithm)
+        if (self.answers_each > 1 or online) and self.episodes % self.group:
             raise ValueError(f"episodes ({self.episodes}) must be a multiple of group ({self.group})")
-        if {"rloo", "grpo"} & set(self.algorithm) and self.episodes % self.minibatch:
-            raise ValueError(
-                f"episodes ({self.episodes}) must be a multiple of minibatch ({self.minibatch}) for rloo "
-                "and grpo"
-            )
+        if online and self.episodes % self.minibatch:
+            whole = f"a multiple of minibatch ({self.minibatch}) for rloo and grpo"
+            raise ValueError(f"episodes ({self.episodes}) must be {whole}")
         if self.value_warmup >= self.steps:
             raise ValueError(
                 f"value_warmup ({self.value_warmup}) must be below steps ({self.steps}), or nothing is learnt"
