@@ -256,6 +256,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("red_team", "finetune"),
         lambda r, _: r.sample.model_dump(),
         lambda r: f"{r.sample.prompts + r.sample.helpful} prompts x {r.sample.answers} answers",
+        version=2,
     ),
     Stage(
         6,
@@ -286,7 +287,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _shaping_files,
         roles=lambda r: ("judge",) if _guarded(r) else (),
-        version=6,
+        version=7,
         distributed=True,
     ),
     Stage(

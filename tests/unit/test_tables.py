@@ -15,7 +15,7 @@ from solon.progress import Reporter
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Split, Written
 from solon.stages import sample
-from solon.stages.common import choose
+from solon.stages.common import choose, choose_fresh
 from solon.store import EventLog, StageResult, Workspace, read_rows, write_rows
 from solon.tables import Rows
 
@@ -57,6 +57,18 @@ def test_prompts_are_chosen_by_kind_and_split_whatever_their_order() -> None:
     assert list(choose(prompts, "train", {"red_team": 4, "helpful": 2}, seed=2)) != list(chosen)
     with pytest.raises(RunError, match="there is no heldout prompt of kind helpful"):
         choose(prompts[:6], "heldout", {"helpful": 1}, seed=1)
+
+
+def test_prompts_that_fine_tuning_has_learned_from_come_last() -> None:
+    prompts = [_prompt(f"{k}{i}", k) for k in _KINDS for i in range(6)]
+    recipe = Recipe.model_validate({"name": "r", "seed": 1, "revise": {"prompts": 4, "helpful": 9}})
+    first = choose(prompts, "train", {"red_team": 4}, seed=1)
+    fresh = choose_fresh(recipe, prompts, {"red_team": 3})
+    assert not set(first) & set(fresh[:2]), "two of six are left"
+    assert fresh[2] == first[0], "then from the beginning"
+    assert len(choose_fresh(recipe, prompts, {"red_team": 99})) == 6
+    every = choose(prompts, "train", {"helpful": 6}, seed=1)
+    assert list(choose_fresh(recipe, prompts, {"helpful": 6})) == list(every), "it has learned from all"
 
 
 _KINDS: tuple[PromptKind, ...] = ("red_team", "helpful")

@@ -55,28 +55,54 @@ def picked_judge(recipe: Recipe, inputs: Inputs, engine: Engine) -> Calibrated:
 
 
 def choose(
-    prompts: Sequence[Prompt], split: Split, counts: Mapping[PromptKind, int], seed: int
+    prompts: Sequence[Prompt],
+    split: Split,
+    counts: Mapping[PromptKind, int],
+    seed: int,
+    after: Mapping[PromptKind, int] | None = None,
 ) -> Sequence[Prompt]:
-    """Up to so many prompts of each kind, of one split, in an order drawn by the seed."""
+    """Up to so many prompts of each kind, of one split, in an order drawn by the seed.
+
+    The order is a circle; `after` is the number of prompts of each kind that are passed over first.
+    """
     rows = Rows.of(prompts, Prompt)
     named = list(zip(rows.column("id"), rows.column("kind"), rows.column("split"), strict=True))
-    chosen = [place for kind, count in counts.items() for place in _drawn(named, kind, split, count, seed)]
+    passed = after or {}
+    chosen = [
+        place
+        for kind, count in counts.items()
+        if count
+        for place in _drawn(named, kind, split, seed, passed.get(kind, 0))[:count]
+    ]
     return rows.take(chosen)
 
 
+def choose_fresh(
+    recipe: Recipe, prompts: Sequence[Prompt], counts: Mapping[PromptKind, int]
+) -> Sequence[Prompt]:
+    """Training prompts that fine-tuning has not learned from, then, if those do not suffice, the others.
+
+    To a prompt that it has learned from, the SL model gives the answer that it learned: such prompts show
+    little of what is still wrong, and several answers to one differ little.
+    """
+    read: Mapping[PromptKind, int] = {"red_team": recipe.revise.prompts, "helpful": recipe.revise.helpful}
+    return choose(prompts, "train", counts, recipe.seed, read)
+
+
 def _drawn(
-    named: Sequence[tuple[str, str, str]], kind: PromptKind, split: Split, count: int, seed: int
+    named: Sequence[tuple[str, str, str]], kind: PromptKind, split: Split, seed: int, passed: int
 ) -> list[int]:
-    """The places of up to `count` prompts of (id, kind, split)."""
+    """The places of the prompts of (id, kind, split), from that behind the passed ones on."""
     mine = [(name, place) for place, (name, *of) in enumerate(named) if of == [kind, split]]
     there = [place for _, place in sorted(mine)]
-    if count and not there:
+    if not there:
         raise RunError(
             f"there is no {split} prompt of kind {kind}. Add prompts under red_team.sources or "
             "red_team.helpful, or change red_team.heldout."
         )
     random.Random(seed_from(seed, kind, split)).shuffle(there)
-    return there[:count]
+    start = min(passed, len(there)) % len(there)
+    return there[start:] + there[:start]
 
 
 def in_batches(items: Sequence[Item], size: int) -> list[tuple[str, Sequence[Item]]]:

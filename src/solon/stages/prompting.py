@@ -12,7 +12,7 @@ from solon.engines.local import LocalEngine
 from solon.errors import RunError, UsageError
 from solon.recipe import Recipe, Reinforce
 from solon.records import Prompt
-from solon.stages.common import asks, choose
+from solon.stages.common import asks, choose_fresh
 from solon.text import is_degenerate
 from solon.training.adapters import using
 from solon.training.encoding import Encoder
@@ -28,8 +28,8 @@ def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], count: int, name: st
     drawing the kinds would leave some steps without one.
     """
     share, seed = recipe.reinforce.helpful_share, recipe.seed
-    red = choose(prompts, "train", {"red_team": count}, seed)
-    helpful = choose(prompts, "train", {"helpful": count}, seed) if share else []
+    red = choose_fresh(recipe, prompts, {"red_team": count})
+    helpful = choose_fresh(recipe, prompts, {"helpful": count}) if share else []
     start = random.Random(seed_from(seed, name)).random()
     before = [math.floor(start + share * index) for index in range(count + 1)]  # Helpful prompts so far
     return [
@@ -42,7 +42,7 @@ def draw_watched(recipe: Recipe, prompts: Sequence[Prompt]) -> list[Prompt]:
     """The guard's prompts: as many of each kind, whatever the mixture, so that each is looked at alone."""
     count = recipe.reinforce.guard.prompts
     helpful = count // 2 if recipe.reinforce.helpful_share else 0
-    return list(choose(prompts, "train", {"red_team": count - helpful, "helpful": helpful}, recipe.seed))
+    return list(choose_fresh(recipe, prompts, {"red_team": count - helpful, "helpful": helpful}))
 
 
 class Sampler:

@@ -8,18 +8,14 @@ from solon.models import resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, Written
-from solon.stages.common import asks, choose, engine_for, in_batches, written
+from solon.stages.common import asks, choose_fresh, engine_for, in_batches, written
 from solon.store import Journalled, StageResult, Workspace
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     settings = recipe.sample
-    prompts = choose(
-        inputs.rows("red_team", Prompt),
-        "train",
-        {"red_team": settings.prompts, "helpful": settings.helpful},
-        recipe.seed,
-    )
+    rows = inputs.rows("red_team", Prompt)
+    prompts = choose_fresh(recipe, rows, {"red_team": settings.prompts, "helpful": settings.helpful})
     engine = engine_for(recipe, resolve(str(inputs.folders["finetune"] / "model")))
     return StageResult(answers(recipe, prompts, engine, workspace))
 
