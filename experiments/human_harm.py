@@ -18,7 +18,7 @@ from itertools import dropwhile
 from pathlib import Path
 
 import numpy as np
-from lab import ROOT, Share, keep
+from lab import Share, add_data, keep
 from numpy.typing import NDArray
 
 from solon.engines.base import Message, ScoreRequest
@@ -67,6 +67,11 @@ class Classifier:
     def __call__(self, answers: Sequence[tuple[str, str]]) -> Array:
         """[n] of (request, answer)."""
         return self.readout(states(self.engine, answers, (self.layer,))[:, 0])
+
+    def less_harmful(self, pairs: Sequence[tuple[str, str, str]]) -> list[float]:
+        """For each (request, a, b): 1 if a is the less harmful one, 0 if b is, 1/2 for equals."""
+        a_n, b_n = (self([(pair[0], pair[side]) for pair in pairs]) for side in (1, 2))
+        return [0.5 if p[1] == p[2] else float(a < b) for p, a, b in zip(pairs, a_n, b_n, strict=True)]
 
 
 def labelled(data: Path) -> list[Labelled]:
@@ -127,7 +132,7 @@ def _interval(above_bg: Array) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    add_data(parser)
     rows = labelled(parser.parse_args().data)
     harm_n = np.array([row.harm for row in rows])
     found = fitted(rows)

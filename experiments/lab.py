@@ -1,4 +1,4 @@
-"""What the experiments share: runs of `solon`, the judge that measures them, and where figures go.
+"""What the experiments share: runs of `solon`, shares with intervals, and where figures go.
 
 An experiment has a recipe of its name beside it, keeps its runs under `runs/experiments/`, its numbers in
 `experiments/results/NAME.json` and its figure in `docs/figures/NAME.png`. A finished run is used again.
@@ -6,7 +6,6 @@ An experiment has a recipe of its name beside it, keeps its runs under `runs/exp
 
 import argparse
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from solon.constitution import Constitution, load_constitution
-from solon.digest import seed_from
-from solon.feedback.base import Judge, Question
-from solon.feedback.judging import asked_of, open_bench
-from solon.feedback.opening import open_judge
-from solon.records import PromptKind, Written
+from solon.records import Written
 from solon.report.statistics import bootstrap_mean
 from solon.stages import evaluate
 from solon.store import read_rows
@@ -51,12 +46,25 @@ def share(values: Sequence[float]) -> Share:
     return Share(sum(values) / len(values), low, high, len(values))
 
 
-def options(what: str) -> Path:
-    """Where the runs go, as the command line says."""
+@dataclass(frozen=True)
+class Options:
+    """What the command line of an experiment says: where its runs go, and where public data are."""
+
+    runs: Path
+    data: Path
+
+
+def options(what: str) -> Options:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=what.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments")
-    found: Path = parser.parse_args().runs
-    return found
+    add_data(parser)
+    return Options(**vars(parser.parse_args()))
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The option that says where public data are."""
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
 
 
 def run_named(what: str) -> Path:
@@ -86,27 +94,6 @@ def harmless() -> Constitution:
     return load_constitution("harmless")
 
 
-def evaluator() -> Judge:
-    """The judge of the evaluation: likelihood under principles that no training stage has seen."""
-    asked = asked_of("embedded", "likelihood", harmless(), "evaluation")
-    return open_judge(asked.kind, open_bench(asked))
-
-
-def preferred(judge: Judge, pairs: Sequence[tuple[str, str, str]], kind: PromptKind) -> list[float]:
-    """For each (prompt, a, b): 1 if the evaluator prefers a, 0 if b, 1/2 for equals.
-
-    Unscored ones are left out.
-
-    The principle is drawn for the prompt, from the shipped constitution's evaluation principles.
-    """
-    drawn = [
-        harmless().draw(random.Random(seed_from(SEED, prompt)), "evaluation", kind) for prompt, *_ in pairs
-    ]
-    questions = [Question(p, *pair, kind=kind) for p, pair in zip(drawn, pairs, strict=True)]
-    said = [0.5 if q.a == q.b else j.p_a for q, j in zip(questions, judge.compare(questions), strict=True)]
-    return [evaluate.win(p_a) for p_a in said if p_a is not None]
-
-
 def texts_by_round(folder: Path, rounds: int) -> list[dict[str, Written]]:
     """Each red-team prompt's text after 0, 1 … `rounds` rounds of a run's revision: the last usable one."""
     rows = read_rows(folder / "03_revise" / "rows.parquet", Written)
@@ -134,11 +121,13 @@ def drawing(name: str, panels: int = 1) -> Iterator[list[Axes]]:
     figure.savefig(file, dpi=150, metadata={"Software": None})
 
 
-def draw_preferred(axes: Axes, x: Sequence[float], shares: Sequence[Share], colour: str, label: str) -> None:
-    """How often texts are preferred to the first answer, beside chance."""
+def draw_less_harmful(
+    axes: Axes, x: Sequence[float], shares: Sequence[Share], colour: str, label: str
+) -> None:
+    """How often texts are less harmful than the first answer, beside chance."""
     draw_shares(axes, x, shares, colour, label)
     axes.axhline(50, color="#cccccc", linewidth=0.8, zorder=0)
-    axes.set_ylabel("preferred to the first answer (%)")
+    axes.set_ylabel("less harmful than the first answer (%)")
 
 
 def draw_shares(axes: Axes, x: Sequence[float], shares: Sequence[Share], colour: str, label: str) -> None:

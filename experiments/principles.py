@@ -1,22 +1,23 @@
 """1, 2, 4, 8 and 16 principles: what their number does to the score and the variety of revisions.
 
-Run: python experiments/principles.py [--runs runs/experiments]
+Run: python experiments/principles.py [--runs runs/experiments] [--data ../shared/data]
 
 Bai et al. 2022, sec. 3.4: the number of constitutional principles does not move the harmlessness score, but
 makes the revisions more varied. The first so many training principles of the shipped constitution are drawn;
 the judge of the candidates is taught by all comparisons throughout. Variety is the share of different word
-trigrams among all trigrams of the revisions.
+trigrams among all trigrams of the revisions; harm is told by a classifier that people's labels taught
+(human_harm.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import human_harm
 import lab
 from lab import BLUE, ORANGE, Share, share
 
 from solon.constitution import Constitution, dump
-from solon.feedback.base import Judge
 from solon.text import words
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -25,30 +26,30 @@ _NEVER = 1e-12  # The weight of a principle that is as good as never drawn
 
 
 def main() -> None:
-    runs = lab.options(__doc__)
+    options = lab.options(__doc__)
     whole = lab.harmless()
     folders = {}
     for count in COUNTS:
-        folder = runs / f"principles-{count}"
-        file = runs / "constitutions" / f"first-{count}.yaml"
+        folder = options.runs / f"principles-{count}"
+        file = options.runs / "constitutions" / f"first-{count}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(dump(first(whole, count)), encoding="utf-8")
         folders[count] = lab.solon_run("principles", folder, "revise", constitution=file.resolve())
-    judge = lab.evaluator()
+    classifier = human_harm.fitted(human_harm.labelled(options.data))
     scores, varieties = [], []
     for count in COUNTS:
-        found = measured(judge, folders[count])
+        found = measured(classifier, folders[count])
         scores.append(found[0])
         varieties.append(found[1])
     lab.keep(
         "principles",
         {
-            str(count): {"preferred": asdict(score), "variety": variety}
+            str(count): {"less_harmful": asdict(score), "variety": variety}
             for count, score, variety in zip(COUNTS, scores, varieties, strict=True)
         },
     )
     with lab.drawing("principles", panels=2) as (left, right):
-        lab.draw_preferred(left, COUNTS, scores, BLUE, "")
+        lab.draw_less_harmful(left, COUNTS, scores, BLUE, "")
         right.plot(COUNTS, varieties, "o-", color=ORANGE, linewidth=1.5, markersize=4)
         right.set_ylabel("different trigrams (share)")
         for axes in (left, right):
@@ -67,12 +68,12 @@ def first(whole: Constitution, count: int) -> Constitution:
     return whole.model_copy(update={"principles": principles})
 
 
-def measured(judge: Judge, folder: Path) -> tuple[Share, float]:
-    """How often the revised text is preferred to the first answer, and the variety of the revisions."""
+def measured(classifier: human_harm.Classifier, folder: Path) -> tuple[Share, float]:
+    """How often the revised text is less harmful than the first answer, and the variety of the revisions."""
     before, *_, after = lab.texts_by_round(folder, ROUNDS)
     pairs = [(text.prompt, text.text, before[i].text) for i, text in after.items()]
     changed = [text.text for i, text in after.items() if text.id != before[i].id]
-    return share(lab.preferred(judge, pairs, "red_team")), variety(changed)
+    return share(classifier.less_harmful(pairs)), variety(changed)
 
 
 def variety(texts: Sequence[str]) -> float:

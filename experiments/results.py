@@ -18,6 +18,7 @@ from pathlib import Path
 
 import heldout
 import human_harm
+import lab
 import numpy as np
 
 from solon.records import Prompt, PromptKind, Verdict, Written
@@ -201,7 +202,7 @@ def replaced(text: str, lines: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    lab.add_data(parser)
     parser.add_argument("--recipe", default="tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")

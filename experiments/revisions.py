@@ -1,10 +1,11 @@
 """Harmlessness by the number of revisions, and with a critique before each revision or without one.
 
-Run: python experiments/revisions.py [--runs runs/experiments]
+Run: python experiments/revisions.py [--runs runs/experiments] [--data ../shared/data]
 
 Bai et al. 2022, sec. 3.4 (the preference model's score rises with every revision) and 3.5 (a critique helps
-small models). Of each prompt the last usable text counts: how often the evaluator prefers it to the first
-answer, how many are refusals, and how many revisions the filters let through.
+small models). Of each prompt the last usable text counts: how often a classifier that people's labels taught
+(human_harm.py) finds it less harmful than the first answer, how many are refusals, and how many revisions
+the filters let through.
 """
 
 from collections import Counter
@@ -12,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import human_harm
 import lab
 from lab import BLUE, ORANGE, Share, share
 
-from solon.feedback.base import Judge
 from solon.records import Written
 from solon.refusal import is_refusal
 from solon.store import read_rows
@@ -27,17 +28,21 @@ LABELS = {"critique": "critique, then revision", "direct": "direct revision"}
 
 
 def main() -> None:
-    runs = lab.options(__doc__)
+    options = lab.options(__doc__)
     folders = {
-        name: lab.solon_run("revisions", runs / f"revisions-{name}", "revise", revise__critique=wanted)
+        name: lab.solon_run(
+            "revisions", options.runs / f"revisions-{name}", "revise", revise__critique=wanted
+        )
         for name, wanted in KINDS.items()
     }
-    judge = lab.evaluator()
-    found = {name: measured(judge, folder) for name, folder in folders.items()}
+    classifier = human_harm.fitted(human_harm.labelled(options.data))
+    found = {name: measured(classifier, folder) for name, folder in folders.items()}
     lab.keep("revisions", {name: plain(figures) for name, figures in found.items()})
     with lab.drawing("revisions", panels=2) as (left, right):
         for name, figures in found.items():
-            lab.draw_preferred(left, range(ROUNDS + 1), figures["preferred"], COLOURS[name], LABELS[name])
+            lab.draw_less_harmful(
+                left, range(ROUNDS + 1), figures["less_harmful"], COLOURS[name], LABELS[name]
+            )
             lab.draw_shares(right, range(ROUNDS + 1), figures["refused"], COLOURS[name], LABELS[name])
         right.set_ylabel("refusals (%)")
         left.legend(frameon=False)
@@ -45,13 +50,13 @@ def main() -> None:
             axes.set_xlabel("revisions")
 
 
-def measured(judge: Judge, folder: Path) -> dict[str, Any]:
-    """Of each round: the shares of texts that are preferred to the first ones, and of refusals."""
+def measured(classifier: human_harm.Classifier, folder: Path) -> dict[str, Any]:
+    """Of each round: the shares of texts that are less harmful than the first ones, and of refusals."""
     rounds = lab.texts_by_round(folder, ROUNDS)
     first = rounds[0]
     pairs = [[(t.prompt, t.text, first[i].text) for i, t in now.items()] for now in rounds]
     return {
-        "preferred": [share(lab.preferred(judge, p, "red_team")) for p in pairs],
+        "less_harmful": [share(classifier.less_harmful(p)) for p in pairs],
         "refused": [share([float(is_refusal(t.text)) for t in now.values()]) for now in rounds],
         "filters": filtered(folder),
     }

@@ -86,6 +86,15 @@ def test_agreement_with_people_by_hand() -> None:
         HARM.agreement(said[:2], harm[:2])
 
 
+def test_the_less_harmful_of_two_answers_by_a_classifier_of_known_odds() -> None:
+    class Known(HARM.Classifier):  # type: ignore[name-defined,misc]
+        def __call__(self, answers):  # type: ignore[no-untyped-def]
+            return np.array([{"mild": -1.0, "bad": 2.0}[text] for _, text in answers])
+
+    known = Known(None, 0.5, None, None)
+    assert known.less_harmful([("q", "mild", "bad"), ("q", "bad", "mild"), ("q", "bad", "bad")]) == [1, 0, 0.5]
+
+
 def test_harm_scores_are_the_mean_of_the_raters(tmp_path: Path) -> None:
     (tmp_path / "labelled").mkdir()
     text = '# a note\nobjective,assistant_response,human_score_1,human_score_2\nq,"x, y",1,0.5\nr,z,0,\n'
