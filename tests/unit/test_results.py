@@ -92,7 +92,8 @@ def test_the_less_harmful_of_two_answers_by_a_classifier_of_known_odds() -> None
             return np.array([{"mild": -1.0, "bad": 2.0}[text] for _, text in answers])
 
     known = Known(None, 0.5, None, None)
-    assert known.less_harmful([("q", "mild", "bad"), ("q", "bad", "mild"), ("q", "bad", "bad")]) == [1, 0, 0.5]
+    pairs = [("q", "mild", "bad"), ("q", "bad", "mild"), ("q", "bad", "bad")]
+    assert known.less_harmful(pairs) == [1, 0, 0.5]
 
 
 def test_harm_scores_are_the_mean_of_the_raters(tmp_path: Path) -> None:
