@@ -222,36 +222,50 @@ def samples(engine: LocalEngine, texts: Sequence[str]) -> list[ScoreRequest]:
     return [ScoreRequest(r.conversation, c.text) for r, c in zip(asked, done, strict=True) if c.text]
 
 
+def opened(options: argparse.Namespace) -> Bench:
+    """Both sides on the embedded model, as the command line says: repeat, device and dtype."""
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    solon = open_engine(resolve("embedded"), device, dtype, load_recipe("demo")[0].batch_tokens)
+    about = {"dtype": str(dtype).removeprefix("torch."), "device": device}
+    return Bench(solon, beside(Plain, solon), options.repeat, about, product_speed(device, dtype))
+
+
+def beside(peer: type[Plain], solon: LocalEngine) -> Plain:
+    """The peer on the same weights."""
+    return peer(solon.model, solon.tokenizer, peer.__name__.lower(), solon.batch_tokens)
+
+
+def red_team_requests() -> list[GenerateRequest]:
+    return [
+        GenerateRequest(asks(text), SAMPLING, i) for i, text in enumerate(shipped.texts("red_team")[:PROMPTS])
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS, help="of the comparisons")
     device_options(parser)
     options = parser.parse_args()
-    device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, device)
-    source = resolve("embedded")
-    recipe, _ = load_recipe("demo")
-    solon = open_engine(source, device, dtype, recipe.batch_tokens)
-    plain = Plain(solon.model, solon.tokenizer, "plain", recipe.batch_tokens)
-    about = {"dtype": str(dtype).removeprefix("torch."), "device": device}
-    bench = Bench(solon, plain, options.repeat, about, product_speed(device, dtype))
-    texts = shipped.texts("red_team")[:PROMPTS]
-    prompts = shipped.rows(texts)
-    requests = [GenerateRequest(asks(p.text), SAMPLING, i) for i, p in enumerate(prompts)]
-    for engine in (solon, plain):
+    bench = opened(options)
+    requests, texts = red_team_requests(), shipped.texts("red_team")[:PROMPTS]
+    for engine in (bench.solon, bench.plain):
         completions(engine, requests[:BATCH])  # Warms up
     if "answers" in options.part:
         bench.generation("answers", lambda e: completions(e, requests))
     if "scores" in options.part:
         bench.scores("scores", judged(SCORES))
     if "samples" in options.part:
-        bench.scores("samples", samples(solon, texts))
+        bench.scores("samples", samples(bench.solon, texts))
     if "chain" in options.part:
-        inputs = Inputs(load_constitution(recipe.constitution), source, {}, Path(), {})
-        bench.generation("chain", chain(recipe, inputs, prompts))
-    report("generate", "peak_memory_mb", peak_memory_mb(about["device"]), None, None, **about)
-    if "scores" in options.part and dtype != torch.float32:  # After the memory was read: it is one model more
+        recipe, _ = load_recipe("demo")
+        inputs = Inputs(load_constitution(recipe.constitution), resolve("embedded"), {}, Path(), {})
+        bench.generation("chain", chain(recipe, inputs, shipped.rows(texts)))
+    report("generate", "peak_memory_mb", peak_memory_mb(bench.about["device"]), None, None, **bench.about)
+    if (
+        "scores" in options.part and bench.about["dtype"] != "float32"
+    ):  # After the memory was read: it is one model more
         bench.errors("scores", judged(SCORES)[:: SCORES // EXACT])
 
 

@@ -15,16 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import prompts as shipped
-from generate import BATCH, PROMPTS, SAMPLING, Bench, Plain, product_speed
+from generate import BATCH, PROMPTS, Plain, beside, opened, red_team_requests
 from record import device_options, report
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from solon.engines.base import Completion, GenerateRequest, completions
-from solon.engines.local import open_engine
-from solon.models import pick_device, pick_dtype, resolve
-from solon.recipe import load_recipe
-from solon.stages.common import asks
 
 PAGE = 256  # Tokens of a block; prompt and answer fit into one
 
@@ -86,23 +81,23 @@ def main() -> None:
     parser.add_argument("--way", choices=WAYS, nargs="+", default=list(WAYS))
     device_options(parser)
     options = parser.parse_args()
-    device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, device)
-    batch_tokens = load_recipe("demo")[0].batch_tokens
-    about = {"dtype": str(dtype).removeprefix("torch."), "device": device}
-    solon = open_engine(resolve("embedded"), device, dtype, batch_tokens)
-    speed = product_speed(device, dtype)
-    requests = [
-        GenerateRequest(asks(text), SAMPLING, i) for i, text in enumerate(shipped.texts("red_team")[:PROMPTS])
-    ]
+    bench, requests = opened(options), red_team_requests()
+    completions(bench.solon, requests[:BATCH])  # Warms up
     for way in options.way:
-        peer = WAYS[way](solon.model, solon.tokenizer, way, batch_tokens)
-        bench = Bench(solon, peer, options.repeat, about, speed)
+        peer = beside(WAYS[way], bench.solon)
         try:
-            completions(peer, requests[:BATCH])  # Warms up
-            bench.generation(way, lambda e: completions(e, requests))
+            completions(peer, requests[:BATCH])
+            replace(bench, plain=peer).generation(way, lambda e: completions(e, requests))
         except Exception as error:  # Whatever transformers raises is the finding
-            report("generate", way, None, None, None, error=f"{type(error).__name__}: {error}"[:300], **about)
+            report(
+                "generate",
+                way,
+                None,
+                None,
+                None,
+                error=f"{type(error).__name__}: {error}"[:300],
+                **bench.about,
+            )
 
 
 if __name__ == "__main__":
