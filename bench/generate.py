@@ -233,7 +233,7 @@ def opened(options: argparse.Namespace) -> Bench:
 
 def beside(peer: type[Plain], solon: LocalEngine) -> Plain:
     """The peer on the same weights."""
-    return peer(solon.model, solon.tokenizer, peer.__name__.lower(), solon.batch_tokens)
+    return peer(solon.model, solon.tokenizer, peer.__name__.lower())
 
 
 def red_team_requests() -> list[GenerateRequest]:
@@ -263,9 +263,8 @@ def main() -> None:
         inputs = Inputs(load_constitution(recipe.constitution), resolve("embedded"), {}, Path(), {})
         bench.generation("chain", chain(recipe, inputs, shipped.rows(texts)))
     report("generate", "peak_memory_mb", peak_memory_mb(bench.about["device"]), None, None, **bench.about)
-    if (
-        "scores" in options.part and bench.about["dtype"] != "float32"
-    ):  # After the memory was read: it is one model more
+    if "scores" in options.part and bench.about["dtype"] != "float32":
+        # After the memory was read: it is one model more
         bench.errors("scores", judged(SCORES)[:: SCORES // EXACT])
 
 

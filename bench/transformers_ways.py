@@ -89,15 +89,8 @@ def main() -> None:
             completions(peer, requests[:BATCH])
             replace(bench, plain=peer).generation(way, lambda e: completions(e, requests))
         except Exception as error:  # Whatever transformers raises is the finding
-            report(
-                "generate",
-                way,
-                None,
-                None,
-                None,
-                error=f"{type(error).__name__}: {error}"[:300],
-                **bench.about,
-            )
+            told = f"{type(error).__name__}: {error}"[:300]
+            report("generate", way, None, None, None, error=told, **bench.about)
 
 
 if __name__ == "__main__":
