@@ -18,9 +18,9 @@ from lab import BLUE, ORANGE, drawing, keep, run_named
 
 from solon.models import load_tokenizer, resolve
 from solon.recipe import Recipe, load_recipe
-from solon.records import Label
+from solon.records import Label, Prompt
 from solon.report.statistics import ece
-from solon.stages.reward import EncodedPair, learn, plan_steps, split_pairs, untrained
+from solon.stages.reward import AskedPrompt, EncodedPair, asked, learn, plan_steps, split_pairs, untrained
 from solon.store import read_rows
 from solon.training.adapters import trainable
 from solon.training.encoding import Encoder
@@ -40,10 +40,12 @@ def main() -> None:
     recipe, _ = load_recipe(folder / "recipe.yaml")
     source = resolve(str(folder / "04_finetune" / "model"))
     labels = list(read_rows(folder / "06_label" / "rows.parquet", Label))
-    train, test = split_pairs(labels, Encoder(load_tokenizer(source)), recipe)
+    encoder = Encoder(load_tokenizer(source))
+    train, test = split_pairs(labels, encoder, recipe)
+    prompts = asked(read_rows(folder / "01_red_team" / "rows.parquet", Prompt), test, encoder, recipe)
     kinds = {"soft": train, "hard": [hard(pair) for pair in train if pair.p_a != 0.5]}
     found = {
-        kind: [measured(trained(recipe, folder, pairs, seed), test) for seed in SEEDS]
+        kind: [measured(trained(recipe, folder, pairs, prompts, seed), test) for seed in SEEDS]
         for kind, pairs in kinds.items()
     }
     keep("soft_labels", {"pairs": {"train": len(train), "test": len(test)}, **found})
@@ -62,11 +64,13 @@ def hard(pair: EncodedPair) -> EncodedPair:
     return replace(pair, p_a=float(pair.p_a > 0.5))
 
 
-def trained(recipe: Recipe, folder: Path, pairs: Sequence[EncodedPair], seed: int) -> RewardModel:
+def trained(
+    recipe: Recipe, folder: Path, pairs: Sequence[EncodedPair], prompts: Sequence[AskedPrompt], seed: int
+) -> RewardModel:
     """A reward model as the stage trains it."""
     settings = recipe.reward.optimiser
     seeded = recipe.model_copy(update={"seed": seed})
-    model = untrained(seeded, resolve(str(folder / "04_finetune" / "model")), pairs)
+    model = untrained(seeded, resolve(str(folder / "04_finetune" / "model")), pairs, prompts)
     optimiser = Optimiser(trainable(model), settings.learning_rate)
     plan = plan_steps([p.prompt_id for p in pairs], settings.batch, settings.epochs, seed)
     for step, chosen in enumerate(plan):

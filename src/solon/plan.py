@@ -271,10 +271,10 @@ STAGES: tuple[Stage, ...] = (
         7,
         "reward",
         Step,
-        _reads("label", "finetune"),
+        _reads("red_team", "label", "finetune"),
         lambda r, _: r.reward.model_dump(),
         lambda r: f"{r.reward.optimiser.epochs} epochs of pairs",
-        version=6,
+        version=7,
     ),
     Stage(
         8,

@@ -15,10 +15,10 @@ from solon.engines.hooks import blocks
 from solon.feedback.readout import fit
 from solon.models import load_model, load_tokenizer, resolve
 from solon.recipe import Lora, Recipe
-from solon.records import PromptKind
-from solon.stages.reward import EncodedPair, held_out, reference, start_head
+from solon.records import Prompt, PromptKind
+from solon.stages.reward import EncodedPair, asked, held_out, reference, start_head
 from solon.training.adapters import trainable, using
-from solon.training.encoding import Encoded
+from solon.training.encoding import Encoded, Encoder
 from solon.training.head_start import fit_gate, fit_head
 from solon.training.reward_model import RewardModel, load_reward_model, new_reward_model
 from solon.training.views import ReadAt, View
@@ -196,6 +196,25 @@ def test_a_gated_model_starts_at_the_regression_and_survives_its_file(
     trunk = load_model(source, "cpu", torch.float32)
     again = load_reward_model(tmp_path / "reward", trunk, load_tokenizer(source))
     torch.testing.assert_close(again.score(EPISODES), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_gate_learns_from_prompts_without_answers_too_save_those_that_test_it(
+    tiny_model_folder: Path,
+) -> None:
+    source = resolve(str(tiny_model_folder))
+    made = new_reward_model(source, "cpu", torch.float32, Lora(rank=4, alpha=8), 1, HALF, gated=True)
+    encoder, recipe = Encoder(load_tokenizer(source)), Recipe.model_validate({"name": "r"})
+    texts = {f"{kind} number {i}": kind for kind in ("red_team", "helpful") for i in range(8)}
+    prompts = [Prompt(origin="o", text=t, kind=k, split="train") for t, k in texts.items()]
+    train, test = _mixed(), [replace(_mixed()[0], prompt_id=prompts[3].id)]
+    known = asked([*prompts, prompts[0].model_copy(update={"split": "heldout"})], test, encoder, recipe)
+    assert [a.prompt_id for a in known] == [p.id for p in prompts if p is not prompts[3]]
+    start_head(made, train, 0, known)
+    rows = {p.prompt_id: (p.a, p.kind) for p in train} | {a.prompt_id: (a.row, a.kind) for a in known}
+    states = made.features([row for row, _ in rows.values()]).prompt_BD.double().numpy()
+    gate, _ = fit_gate(states, np.array([kind == "red_team" for _, kind in rows.values()]), list(rows))
+    assert made.gate is not None
+    np.testing.assert_allclose(made.gate.kind.weight[0].detach().numpy(), gate.weight_D, atol=1e-4)
 
 
 def test_a_gated_model_does_not_prefer_a_kind_of_prompt(tiny_model_folder: Path) -> None:

@@ -16,11 +16,10 @@ from torch import nn
 
 from solon.digest import seed_from
 from solon.errors import RunError
-from solon.feedback.readout import Array
 from solon.models import ModelSource, load_tokenizer, pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
-from solon.records import Label, PromptKind
+from solon.records import Label, Prompt, PromptKind
 from solon.report.statistics import ece, reliability, wilson
 from solon.store import StageResult, Workspace
 from solon.training.adapters import trainable
@@ -50,19 +49,30 @@ class EncodedPair:
     crossed: bool = False
 
 
+@dataclass(frozen=True)
+class AskedPrompt:
+    """A prompt whose kind is known: what a gate learns from. What stands behind it is of no matter."""
+
+    prompt_id: str
+    row: Encoded
+    kind: PromptKind
+
+
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     source = resolve(str(inputs.folders["finetune"] / "model"))
     tokenizer = load_tokenizer(source)
     encoder = Encoder(tokenizer)
     train, test = split_pairs(inputs.rows("label", Label), encoder, recipe)
-    model = untrained(recipe, source, train)
+    model = untrained(recipe, source, train, asked(inputs.rows("red_team", Prompt), test, encoder, recipe))
     trainer = _fit(recipe, model, train, workspace)
     model.normalise_on(reference([*train, *test], recipe.seed))
     model.save(workspace.folder / "model", tokenizer)
     return StageResult(trainer.rows(), held_out(model, test), outputs=("model",))
 
 
-def untrained(recipe: Recipe, source: ModelSource, train: Sequence[EncodedPair]) -> RewardModel:
+def untrained(
+    recipe: Recipe, source: ModelSource, train: Sequence[EncodedPair], prompts: Sequence[AskedPrompt]
+) -> RewardModel:
     """The reward model before its first step, its head where the recipe lets it start."""
     device, settings = pick_device(recipe.device), recipe.reward
     dtype, seed = pick_dtype(recipe.dtype, device), seed_from(recipe.seed, "reward")
@@ -70,7 +80,7 @@ def untrained(recipe: Recipe, source: ModelSource, train: Sequence[EncodedPair])
     gated = settings.head == "gated"
     model = new_reward_model(source, device, dtype, settings.lora, seed, at, gated)
     if settings.head != "random":
-        start_head(model, train, recipe.seed)
+        start_head(model, train, recipe.seed, prompts)
     return model
 
 
@@ -93,33 +103,53 @@ def _sides(pairs: Sequence[EncodedPair], answers: Sequence[Encoded]) -> tuple[li
 
 
 @torch.no_grad()
-def start_head(model: RewardModel, pairs: Sequence[EncodedPair], seed: int) -> None:
-    """Let the head, and its gate, start as logistic regressions on what they read of these pairs."""
+def start_head(
+    model: RewardModel, pairs: Sequence[EncodedPair], seed: int, prompts: Sequence[AskedPrompt] = ()
+) -> None:
+    """Let the head, and its gate, start as logistic regressions on what they read of these pairs.
+
+    The gate learns from `prompts` as well: to tell the kinds apart it needs no answers.
+    """
     chosen = random.Random(seed_from(seed, "head")).sample(pairs, min(PAIRS, len(pairs)))
     answers = different_answers(chosen)
-    read = model.features(answers)
-    features_nD = read.answer_BD.double().numpy()
+    features_nD = model.features(answers).answer_BD.double().numpy()
     a_n, b_n = _sides(chosen, answers)
-    prompts = [p.prompt_id for p in chosen]
     gates_n = None
     if model.gate is not None:
-        gates_n = _start_gate(model.gate, chosen, read.prompt_BD.double().numpy()[a_n])
+        own = [AskedPrompt(pair.prompt_id, pair.a, pair.kind) for pair in chosen]
+        opened = _start_gate(model, model.gate, [*own, *prompts])
+        gates_n = np.array([opened[pair.prompt_id] for pair in chosen])
     p_n = np.array([p.p_a for p in chosen])
-    head = fit_head(features_nD[a_n], features_nD[b_n], p_n, prompts, gates_n)
+    head = fit_head(features_nD[a_n], features_nD[b_n], p_n, [p.prompt_id for p in chosen], gates_n)
     _start(model.head, head.common)
     if model.gate is not None and head.by_kind is not None:
         _start(model.gate.by_kind, head.by_kind)
 
 
-def _start_gate(gate: Gate, pairs: Sequence[EncodedPair], asked_nD: Array) -> Array:
-    """Fit the gate on each prompt once; how far it opens, unseen, for every pair's prompt, [n]."""
-    one_each = {pair.prompt_id: i for i, pair in enumerate(pairs)}
-    places = list(one_each.values())
-    red_team_n = np.array([pairs[i].kind == "red_team" for i in places])
-    fitted, unseen_n = fit_gate(asked_nD[places], red_team_n, list(one_each))
+def _start_gate(model: RewardModel, gate: Gate, prompts: Sequence[AskedPrompt]) -> dict[str, float]:
+    """Fit the gate on each prompt once; how far it opens, unseen, for every prompt's id."""
+    one_each = {prompt.prompt_id: prompt for prompt in prompts}
+    states_nD = model.features([prompt.row for prompt in one_each.values()]).prompt_BD.double().numpy()
+    red_team_n = np.array([prompt.kind == "red_team" for prompt in one_each.values()])
+    fitted, unseen_n = fit_gate(states_nD, red_team_n, list(one_each))
     _start(gate.kind, fitted)
-    opened = dict(zip(one_each, np.tanh(unseen_n / 2), strict=True))
-    return np.array([opened[pair.prompt_id] for pair in pairs])
+    return dict(zip(one_each, np.tanh(unseen_n / 2).tolist(), strict=True))
+
+
+def asked(
+    prompts: Sequence[Prompt], test: Sequence[EncodedPair], encoder: Encoder, recipe: Recipe
+) -> list[AskedPrompt]:
+    """The training prompts that no held-out pair has: the gate must not know what tests it.
+
+    Prompts that leave no room for an answer are left out.
+    """
+    held_out_prompts = {pair.prompt_id for pair in test}
+    rows = [
+        AskedPrompt(p.id, encoder.encode(p.text, "", "stop", recipe.reward.max_tokens), p.kind)
+        for p in prompts
+        if p.split == "train" and p.id not in held_out_prompts
+    ]
+    return [row for row in rows if row.row.answer]
 
 
 def _start(layer: nn.Linear, at: Linear) -> None:
