@@ -118,8 +118,8 @@ _WORDING_OF: Mapping[JudgeKind, tuple[str, ...]] = {
 }
 
 
-# Of a role: where its model is asked and how much at the most. What it says does not depend on that.
-_WHERE = frozenset({"endpoints", "api_key_env", "http"})
+# Of a role: where its model runs and how much at the most. What it says does not depend on that.
+_WHERE = frozenset({"endpoints", "api_key_env", "http", "vllm"})
 
 
 def _role_part(role: Role, *other: str) -> list[Any]:

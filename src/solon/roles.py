@@ -43,6 +43,18 @@ class ServerSettings(Settings):
         return self
 
 
+class VllmSettings(Settings):
+    """engine `vllm`: what it may take of the machine."""
+
+    memory: float = Field(
+        default=0.9, gt=0, le=1, description="Share of a GPU's memory; less where others use the GPU too"
+    )
+    gpus: int = Field(default=1, ge=1, description="GPUs over which the model is spread")
+    context: int | None = Field(
+        default=None, ge=1, description="Tokens of prompt and answer at the most; null: as the model says"
+    )
+
+
 class Role(Settings):
     """The model of a role."""
 
@@ -58,6 +70,7 @@ class Role(Settings):
         default="SOLON_API_KEY", description="http: the environment variable with the key"
     )
     http: ServerSettings = ServerSettings()
+    vllm: VllmSettings = VllmSettings()
 
     @field_validator("api_key_env")
     @classmethod

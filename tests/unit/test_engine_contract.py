@@ -20,10 +20,12 @@ from solon.engines.base import (
     user,
 )
 from solon.engines.local import LocalEngine
+from solon.engines.opening import open_role
 from solon.engines.turns import Turns
 from solon.engines.vllm import VllmEngine, open_vllm
 from solon.errors import UsageError
 from solon.models import resolve
+from solon.roles import Role, VllmSettings
 from solon.settings import Sampling
 
 GREEDY = Sampling(max_tokens=6, temperature=0.0)
@@ -135,6 +137,33 @@ def test_a_text_beyond_the_context_is_refused(engine: Engine) -> None:
     long = GenerateRequest(user("word " * 5000), GREEDY, 0)
     with pytest.raises(UsageError, match=r"does not fit into the context of .*tiny"):
         completions(engine, [long])
+
+
+def test_vllm_is_told_what_it_may_take_and_loads_a_model_once(
+    monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """By a stand-in for the package that notes with what it is asked."""
+    asked: list[dict[str, Any]] = []
+
+    def load(**given: Any) -> Any:
+        asked.append(given)
+        return SimpleNamespace(model_config=SimpleNamespace(max_model_len=given["max_model_len"] or 512))
+
+    named = {"LLM": load, "SamplingParams": _Params, "LoRARequest": lambda *parts: parts}
+    for name in ("vllm", "vllm.lora", "vllm.lora.request"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**named))
+    source = resolve(str(tiny_model_folder))
+    role = Role(engine="vllm", vllm=VllmSettings(memory=0.4, gpus=2, context=256))
+    engine = open_role("judge", role, source, "auto", "float32", 4096)
+    assert (asked[0]["gpu_memory_utilization"], asked[0]["tensor_parallel_size"]) == (0.4, 2)
+    assert (asked[0]["load_format"], asked[0]["trust_remote_code"]) == ("safetensors", False)
+    assert isinstance(engine, VllmEngine)
+    assert engine.context == 256
+    assert open_role("critic", role, source, "auto", "float32", 4096) is engine
+    (tmp_path / "adapter_config.json").write_text('{"r": 20}', encoding="utf-8")
+    open_vllm(source, "float32", role.vllm, tmp_path)
+    assert [given.get("max_lora_rank") for given in asked] == [None, 32]
+    open_vllm.cache_clear()
 
 
 def test_without_vllm_the_way_to_it_is_named(

@@ -38,7 +38,7 @@ def open_role(
     if role.engine == "vllm":
         from solon.engines.vllm import open_vllm
 
-        return open_vllm(source, dtype)
+        return open_vllm(source, dtype, role.vllm)
     there = pick_device(device)
     return open_engine(source, there, pick_dtype(dtype, there), batch_tokens)
 

@@ -6,6 +6,7 @@ It holds no hidden states for us, so the judge linear_probe needs the local engi
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from solon.engines.turns import Turns
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, load_tokenizer
 from solon.records import Finish
+from solon.roles import VllmSettings
 
 _PORTION = 1024  # Requests handed over at once: results are yielded, and rows written, after each portion.
 _SEEDS = 2**31
+_DEFAULTS = VllmSettings()
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # That vLLM takes as the largest
 
 Params = Callable[..., Any]
@@ -134,8 +137,13 @@ def _logprob(place: Mapping[int, Any], token: int) -> float:
     return float(place[token].logprob)
 
 
-def open_vllm(source: ModelSource, dtype: str, adapter: Path | None = None) -> VllmEngine:
-    """An engine on a model that vLLM loads for it alone; `adapter` is a LoRA adapter in PEFT's format.
+@cache
+def open_vllm(
+    source: ModelSource, dtype: str, settings: VllmSettings = _DEFAULTS, adapter: Path | None = None
+) -> VllmEngine:
+    """An engine on a model that vLLM loads; `adapter` is a LoRA adapter in PEFT's format.
+
+    A process has one of the same model and settings for all who ask: vLLM keeps its share of the GPU.
 
     Raises:
         UsageError: vLLM is not installed, or the adapter's folder holds none.
@@ -158,10 +166,16 @@ def open_vllm(source: ModelSource, dtype: str, adapter: Path | None = None) -> V
             load_format="safetensors",
             trust_remote_code=False,
             enable_prefix_caching=True,
+            gpu_memory_utilization=settings.memory,
+            tensor_parallel_size=settings.gpus,
+            max_model_len=settings.context,
             **more,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise RunError(f"{source.name}: vLLM cannot load it ({error}). Try engine: local.") from error
+        raise RunError(
+            f"{source.name}: vLLM cannot load it ({error}). Where memory is short, change vllm.memory, "
+            "vllm.context or vllm.gpus of the role; or try engine: local."
+        ) from error
     lora = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
     turns = Turns(tokenizer, source.name, llm.model_config.max_model_len)
     return VllmEngine(llm, SamplingParams, turns, [tokenizer.eos_token_id], lora)
