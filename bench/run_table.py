@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from solon.summary import PROMPTS
+from solon.summary import sort_of_pairs
 
 MODELS = (("base", "base"), ("sl", "SL-CAI"), ("rl", "RL-CAI"))
 RATES = (
@@ -60,9 +60,7 @@ def instruments(summary: dict[str, Any]) -> Iterator[str]:
     cell = share(reward["heldout_accuracy"], reward["ci95"])
     yield f"| reward model, labels of held-out prompts | {cell} | {reward['n']} |"
     for found in reward["by_pairs"]:
-        across = ", a refusal of another one on one side" if found["crossed"] else ""
-        cell = share(found["accuracy"], found["ci95"])
-        yield f"| … {PROMPTS[found['kind']]}{across} | {cell} | {found['n']} |"
+        yield f"| {sort_of_pairs(found)} | {share(found['accuracy'], found['ci95'])} | {found['n']} |"
 
 
 def main(run: Path) -> None:

@@ -25,6 +25,12 @@ _CHECKED = (
 )
 
 
+def sort_of_pairs(found: Mapping[str, Any]) -> str:
+    """Which held-out pairs of the reward model a part of its figures (`by_pairs`) is about."""
+    across = ", a refusal of another prompt on one side" if found["crossed"] else ""
+    return f"… on {PROMPTS[found['kind']]}{across}"
+
+
 def write_summary(
     folder: Path, recipe: Recipe, constitution: Constitution, done: list[tuple[Manifest, bool]]
 ) -> dict[str, Any]:

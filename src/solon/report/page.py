@@ -17,7 +17,7 @@ from solon.report.figures import agreement_figure, figures
 from solon.report.rundata import RunData, read_run
 from solon.report.transcripts import panels, rejections, threads
 from solon.store import write_atomically
-from solon.summary import PROMPTS
+from solon.summary import PROMPTS, sort_of_pairs
 
 THREADS, RED_TEAM_PANELS, HELPFUL_PANELS = 6, 6, 4
 _SETS = {"red_team": "red-team", "helpful": "ordinary"}
@@ -174,9 +174,8 @@ def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _sort_row(found: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """The reward model on one sort of held-out pairs."""
-    across = ", a refusal of another prompt on one side" if found["crossed"] else ""
     shares = (wording.percent(found["accuracy"]), wording.interval(found["ci95"]))
-    return f"… on {PROMPTS[found['kind']]}{across}", *shares, wording.count(found["n"])
+    return sort_of_pairs(found), *shares, wording.count(found["n"])
 
 
 def _guard_row(found: Mapping[str, Any]) -> tuple[str, str, str, str]:
