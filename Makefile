@@ -34,8 +34,9 @@ bench: setup           ## measurements, one JSON line a figure; the last two wan
 	$(BIN)/python bench/refusal_agreement.py
 	$(BIN)/python bench/judges.py
 
-results: setup         ## the README's first table: recipes/tiny.yaml, three seeds, public prompts; three hours
+results: setup         ## the README's tables of recipes/tiny.yaml and demo.yaml: three seeds, public prompts; four hours
 	$(BIN)/python experiments/results.py
+	$(BIN)/python experiments/results.py --recipe demo
 
 setup: $(STAMP)
 

@@ -1,4 +1,4 @@
-"""The README's first table: a recipe with several seeds, on held-out prompts from public data.
+"""A recipe with several seeds, on held-out prompts from public data: the README's tables.
 
 Run: python experiments/results.py [--data ../shared/data] [--recipe tiny] [--seeds 7 8 9] [--runs runs]
 
@@ -29,7 +29,7 @@ from solon.store import read_rows
 from solon.text import is_degenerate
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+MARKS = "<!-- results {recipe}: begin -->", "<!-- results {recipe}: end -->"
 MODELS = {"base": "base", "sl": "SL-CAI", "rl": "RL-CAI"}
 KINDS: tuple[PromptKind, ...] = ("red_team", "helpful")
 RESAMPLES, SEED = 10_000, 0
@@ -191,13 +191,14 @@ def heldout_counts(folder: Path) -> dict[str, int]:
     return {kind: sum(p.kind == kind for p in rows) for kind in KINDS}
 
 
-def replaced(text: str, lines: Sequence[str]) -> str:
-    """The text with what stands between the marks replaced. Raises ValueError if a mark is absent."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the marks {BEGIN} and {END} are not both there")
-    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"
+def replaced(text: str, recipe: str, lines: Sequence[str]) -> str:
+    """The text with what stands between a recipe's marks replaced. Raises ValueError if a mark is absent."""
+    begin, end = (mark.format(recipe=recipe) for mark in MARKS)
+    before, begun, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (begun and ended):
+        raise ValueError(f"the marks {begin} and {end} are not both there")
+    return f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}"
 
 
 def main() -> None:
@@ -210,7 +211,7 @@ def main() -> None:
     options = parser.parse_args()
     readme = ROOT / "README.md"
     # Hours of work must not end at a missing mark or a missing file
-    replaced(readme.read_text(encoding="utf-8"), [])
+    replaced(readme.read_text(encoding="utf-8"), options.recipe, [])
     classifier = human_harm.fitted(human_harm.labelled(options.data))
     people = classifier.agreement.right
     folders = {seed: options.runs / f"{options.recipe}-{seed}" for seed in options.seeds}
@@ -228,7 +229,8 @@ def main() -> None:
         "`make results` writes this table."
     )
     lines = [intro, "", *table(read(folders, classifier))]
-    readme.write_text(replaced(readme.read_text(encoding="utf-8"), lines), encoding="utf-8")
+    whole = replaced(readme.read_text(encoding="utf-8"), options.recipe, lines)
+    readme.write_text(whole, encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -106,10 +106,12 @@ def test_harm_scores_are_the_mean_of_the_raters(tmp_path: Path) -> None:
 
 
 def test_only_what_stands_between_the_marks_is_replaced() -> None:
-    text = f"before {RESULTS.BEGIN} old {RESULTS.END} after"
-    assert RESULTS.replaced(text, ["a", "b"]) == f"before {RESULTS.BEGIN}\na\nb\n{RESULTS.END} after"
-    with pytest.raises(ValueError, match="not both there"):
-        RESULTS.replaced("no marks", ["a"])
+    begin, end = "<!-- results tiny: begin -->", "<!-- results tiny: end -->"
+    text = f"before {begin} old {end} after <!-- results demo: begin -->"
+    new = f"before {begin}\na\nb\n{end} after <!-- results demo: begin -->"
+    assert RESULTS.replaced(text, "tiny", ["a", "b"]) == new
+    with pytest.raises(ValueError, match=r"demo.*not both there"):
+        RESULTS.replaced(text, "demo", ["a"])
 
 
 def test_held_out_prompts_are_short_different_and_of_all_sets() -> None:
