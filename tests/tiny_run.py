@@ -98,6 +98,7 @@ def recipe(model: Path) -> dict[str, Any]:
             "episodes": 4,
             "minibatch": 2,
             "sampling": short,
+            "undecided": 0.5,
             "missing_end_score": None,  # It hardly ever ends: all scores would be the same
             "guard": {"every": 2, "prompts": 8},
         },

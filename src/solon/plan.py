@@ -175,6 +175,7 @@ def _learns_from(recipe: Recipe) -> tuple[str, ...]:
     algorithms = set(recipe.reinforce.algorithm)
     names = (
         ("preflight", _guarded(recipe)),
+        ("sample", recipe.reinforce.undecided > 0),
         ("label", "dpo" in algorithms),
         ("reward", bool(algorithms - {"dpo"})),
     )

@@ -228,10 +228,10 @@ class Reinforce(Settings):
     score_clip: float | None = Field(
         default=None, gt=0, description="Clip normalised scores to plus or minus this"
     )
+    undecided: float = Field(default=0.0, ge=0, le=1, description="Share of prompts whose samples disagree")
     centre_scores: Literal["none", "kind", "prompt"] = Field(
         default="none",
-        description="Count scores from the mean of the step's prompts of the same kind, or from that of the "
-        "other answers to the same prompt, of which there are then `group`",
+        description="Count scores from the mean of their kind, or of the prompt's `group` other answers",
     )
     whiten_rewards: bool = Field(default=False, description="Scale token rewards to deviation 1")
     reward: str | None = Field(

@@ -3,9 +3,7 @@
 import pytest
 
 from solon.errors import RunError
-from solon.recipe import Recipe
-from solon.records import Prompt, PromptKind
-from solon.stages.prompting import draw_prompts, draw_watched
+from solon.records import PromptKind
 from solon.training.guard import Rated, best, compare, from_dict
 
 KINDS: tuple[PromptKind, ...] = ("red_team", "helpful") * 10
@@ -102,32 +100,3 @@ def test_a_check_survives_a_checkpoint() -> None:
         "kinds": list(GOOD.kinds),
     }
     assert from_dict(data) == GOOD
-
-
-def test_as_many_prompts_of_each_kind_are_watched_whatever_the_mixture() -> None:
-    kinds: tuple[PromptKind, ...] = ("red_team", "helpful")
-    prompts = [
-        Prompt(origin="o", text=f"{kind} {i}", kind=kind, split="train") for kind in kinds for i in range(20)
-    ]
-    for share, expected in ((0.9, [8, 8]), (0.0, [16, 0])):
-        document = {"helpful_share": share, "guard": {"prompts": 16}}
-        recipe = Recipe.model_validate({"name": "r", "reinforce": document})
-        watched = draw_watched(recipe, prompts)
-        assert [sum(p.kind == kind for p in watched) for kind in kinds] == expected
-        assert watched == draw_watched(recipe, prompts)
-
-
-def test_every_step_has_its_share_of_each_kind() -> None:
-    kinds: tuple[PromptKind, ...] = ("red_team", "helpful")
-    prompts = [
-        Prompt(origin="o", text=f"{kind} {i}", kind=kind, split="train") for kind in kinds for i in range(20)
-    ]
-    for share, least in ((0.75, 4), (0.8, 4), (0.0, 0)):
-        recipe = Recipe.model_validate({"name": "r", "reinforce": {"helpful_share": share}})
-        drawn = draw_prompts(recipe, prompts, 30, "prompts")
-        helpful = [[p.kind for p in drawn[i : i + 6]].count("helpful") for i in range(0, 30, 6)]
-        assert set(helpful) <= {least, least + 1}, "6 x 0.75 = 4.5"
-        assert abs(sum(helpful) - 30 * share) < 1
-        for kind in kinds:
-            of_kind = [p.text for p in drawn if p.kind == kind]
-            assert len(set(of_kind)) == min(len(of_kind), 20), "no prompt comes twice before all have come"

@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence, Set
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +11,10 @@ from solon.digest import seed_from
 from solon.engines.base import GenerateRequest, completions
 from solon.engines.local import LocalEngine
 from solon.errors import RunError, UsageError
+from solon.pipeline import Inputs
 from solon.recipe import Recipe, Reinforce
-from solon.records import Prompt
+from solon.records import Prompt, PromptKind, Written
+from solon.refusal import is_refusal
 from solon.stages.common import asks, choose_fresh
 from solon.text import is_degenerate
 from solon.training.adapters import using
@@ -21,19 +24,55 @@ from solon.training.rollout import Episode
 from solon.training.views import View
 
 
-def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], count: int, name: str) -> list[Prompt]:
+def undecided(sampled: Iterable[Written]) -> frozenset[str]:
+    """Ids of the prompts to which some of these answers refuse and some do not.
+
+    Of several answers that all refuse, or all do not, none shows whether refusing is right; where a group of
+    answers is divided, its scores do. (Dynamic sampling of Yu et al. 2025, arXiv 2503.14476, sec. 3.2, leaves
+    out groups of equal rewards after they were sampled; here what is known from the stage before is used.)
+    """
+    said = defaultdict[str, set[bool]](set)
+    for answer in sampled:
+        said[answer.prompt_id].add(is_refusal(answer.text))
+    return frozenset(prompt for prompt, both in said.items() if len(both) == 2)
+
+
+def wanted_first(recipe: Recipe, inputs: Inputs) -> frozenset[str]:
+    """Ids of the undecided prompts, if the recipe asks for any."""
+    return undecided(inputs.rows("sample", Written)) if recipe.reinforce.undecided else frozenset()
+
+
+def draw_prompts(
+    recipe: Recipe, prompts: Sequence[Prompt], wanted: Set[str], count: int, name: str
+) -> list[Prompt]:
     """`count` training prompts; `name` seeds where in the order the red-team ones begin.
 
     Both kinds are spread evenly, in the set proportion: a step of few prompts has its share of each, where
-    drawing the kinds would leave some steps without one.
+    drawing the kinds would leave some steps without one. So are, in each kind, those that are `wanted`, the
+    ids of undecided prompts; a kind without any has others in their place.
     """
-    share, seed = recipe.reinforce.helpful_share, recipe.seed
-    red = choose_fresh(recipe, prompts, {"red_team": count})
-    helpful = choose_fresh(recipe, prompts, {"helpful": count}) if share else []
-    start = random.Random(seed_from(seed, name)).random()
-    before = [math.floor(start + share * index) for index in range(count + 1)]  # Helpful prompts so far
+    settings = recipe.reinforce
+    start = random.Random(seed_from(recipe.seed, name)).random()
+
+    def of(kind: PromptKind) -> Sequence[Prompt]:
+        drawn = choose_fresh(recipe, prompts, {kind: len(prompts)})
+        first = [prompt for prompt in drawn if prompt.id in wanted]
+        others = [prompt for prompt in drawn if prompt.id not in wanted]
+        if not first:
+            return drawn
+        return _spread(first, others or first, settings.undecided, count, 0.0)
+
+    red, share = of("red_team"), settings.helpful_share
+    return _spread(of("helpful") if share else red, red, share, count, start)
+
+
+def _spread(
+    some: Sequence[Prompt], others: Sequence[Prompt], share: float, count: int, start: float
+) -> list[Prompt]:
+    """`count` prompts, evenly this share of them from `some`; each list begins anew when it is used up."""
+    before = [math.floor(start + share * index) for index in range(count + 1)]  # Of `some`, so far
     return [
-        helpful[done % len(helpful)] if following > done else red[(index - done) % len(red)]
+        some[done % len(some)] if following > done else others[(index - done) % len(others)]
         for index, (done, following) in enumerate(pairwise(before))
     ]
 
