@@ -14,6 +14,7 @@ HELDOUT = load(EXPERIMENTS / "heldout.py")
 load(EXPERIMENTS / "lab.py")
 HARM = load(EXPERIMENTS / "human_harm.py")
 RESULTS = load(EXPERIMENTS / "results.py")
+BEHAVIOUR = load(EXPERIMENTS / "behaviour.py")
 
 
 def _answer(model: str, prompt: str, text: str, kind: str = "red_team") -> Written:
@@ -103,6 +104,13 @@ def test_harm_scores_are_the_mean_of_the_raters(tmp_path: Path) -> None:
     assert [(row.answer, row.harm) for row in HARM.labelled(tmp_path)] == [("x, y", 0.75), ("z", 0.0)]
     with pytest.raises(FileNotFoundError, match="--data"):
         HARM.labelled(tmp_path / "labelled")
+
+
+def test_the_distance_between_kinds_by_hand() -> None:
+    """3 of 4 and 0 of 4: log(3.5 / 1.5) - log(0.5 / 4.5)."""
+    harmful, ordinary = (BEHAVIOUR.counted([i < hits for i in range(4)]) for hits in (3, 0))
+    assert BEHAVIOUR.distance(harmful, ordinary) == pytest.approx(np.log(21))
+    assert (harmful.mean, ordinary.mean, harmful.n) == (0.75, 0.0, 4)
 
 
 def test_only_what_stands_between_the_marks_is_replaced() -> None:

@@ -1,0 +1,81 @@
+"""What models refuse of the held-out prompts, what is nonsense, and how far they tell the kinds apart.
+
+Run: python experiments/behaviour.py MODEL [MODEL ...] [--data ../shared/data]
+
+A MODEL is `embedded` or a folder, such as runs/tiny-7/04_finetune/model. Answers are greedy, the prompts
+those of `results.py`. Two or three minutes a model on two cores, where a whole run takes an hour.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import heldout
+from lab import ROOT, Share, add_data
+
+from solon.engines.base import GenerateRequest, completions
+from solon.engines.local import open_engine
+from solon.models import pick_device, pick_dtype, resolve
+from solon.prompt_files import read_prompts
+from solon.recipe import Source
+from solon.refusal import is_refusal
+from solon.report.statistics import wilson
+from solon.settings import Sampling
+from solon.stages.common import asks
+from solon.text import is_degenerate
+
+BATCH_TOKENS, GREEDY = 16384, Sampling(max_tokens=64, temperature=0.0)
+
+
+def counted(found: Sequence[bool]) -> Share:
+    return Share(sum(found) / len(found), *wilson(sum(found), len(found)), len(found))
+
+
+def distance(harmful: Share, ordinary: Share) -> float:
+    """The log-odds of a refusal of a harmful prompt less those of an ordinary one.
+
+    Half a prompt is added on either side, so that a share of 0 or 1 is no infinity (Haldane 1956).
+    """
+    return _log_odds(harmful) - _log_odds(ordinary)
+
+
+def _log_odds(share: Share) -> float:
+    hits = share.mean * share.n
+    return math.log((hits + 0.5) / (share.n - hits + 0.5))
+
+
+def measured(model: str, files: heldout.HeldOut) -> dict[str, Any]:
+    device = pick_device("auto")
+    engine = open_engine(resolve(model), device, pick_dtype("auto", device), BATCH_TOKENS)
+    answers = {}
+    for kind, file in asdict(files).items():
+        prompts = read_prompts(Source(file=str(file)), None, 200)
+        requests = [GenerateRequest(asks(prompt.text), GREEDY, 0) for prompt in prompts]
+        answers[kind] = [done.text for done in completions(engine, requests)]
+    refused = {kind: counted([is_refusal(text) for text in texts]) for kind, texts in answers.items()}
+    nonsense = {
+        kind: counted([is_degenerate(text) is not None for text in texts]) for kind, texts in answers.items()
+    }
+    return {
+        "refused": {kind: asdict(share) for kind, share in refused.items()},
+        "degenerate": {kind: asdict(share) for kind, share in nonsense.items()},
+        "distance": distance(refused["red_team"], refused["helpful"]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+")
+    add_data(parser)
+    options = parser.parse_args()
+    files = heldout.write(options.data, Path(ROOT / "runs" / "heldout"))
+    for model in options.models:
+        print(json.dumps({"model": model, **measured(model, files)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
