@@ -15,7 +15,9 @@ from tests.rows import written
 from tests.scripts import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-LAB, PRINCIPLES, SOFT = (load(EXPERIMENTS / f"{name}.py") for name in ("lab", "principles", "soft_labels"))
+LAB, _, PRINCIPLES, SOFT = (
+    load(EXPERIMENTS / f"{name}.py") for name in ("lab", "human_harm", "principles", "soft_labels")
+)
 ALGORITHMS = load(EXPERIMENTS / "algorithms.py")
 QUALITY = load(EXPERIMENTS / "data_quality.py")
 
