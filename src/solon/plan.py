@@ -272,7 +272,8 @@ STAGES: tuple[Stage, ...] = (
         7,
         "reward",
         Step,
-        _reads("red_team", "label", "finetune"),
+        # A gate learns from prompts without answers, too.
+        lambda r: (*(("red_team",) if r.reward.head == "gated" else ()), "label", "finetune"),
         lambda r, _: r.reward.model_dump(),
         lambda r: f"{r.reward.optimiser.epochs} epochs of pairs",
         version=7,

@@ -10,7 +10,7 @@ from solon.models import load_model, load_tokenizer, pick_device, pick_dtype, re
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Prompt, Step
-from solon.stages.prompting import draw_prompts, wanted_first
+from solon.stages.prompting import draw_prompts, wanted_ids
 from solon.stages.shaping import open_reward
 from solon.store import Workspace
 from solon.training.adapters import save_merged
@@ -86,5 +86,5 @@ def _asked(recipe: Recipe, inputs: Inputs) -> list[OnlinePrompt]:
     """PPO's prompts in PPO's order."""
     count = recipe.reinforce.steps * recipe.reinforce.episodes
     every = inputs.rows("red_team", Prompt)
-    rows = draw_prompts(recipe, every, wanted_first(recipe, inputs), count, "prompts")
+    rows = draw_prompts(recipe, every, wanted_ids(recipe, inputs), count, "prompts")
     return [OnlinePrompt(prompt.text, prompt.kind) for prompt in rows]

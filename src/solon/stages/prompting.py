@@ -37,7 +37,7 @@ def undecided(sampled: Iterable[Written]) -> frozenset[str]:
     return frozenset(prompt for prompt, both in said.items() if len(both) == 2)
 
 
-def wanted_first(recipe: Recipe, inputs: Inputs) -> frozenset[str]:
+def wanted_ids(recipe: Recipe, inputs: Inputs) -> frozenset[str]:
     """Ids of the undecided prompts, if the recipe asks for any."""
     return undecided(inputs.rows("sample", Written)) if recipe.reinforce.undecided else frozenset()
 

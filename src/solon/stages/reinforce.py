@@ -26,7 +26,7 @@ from solon.plan import model_folder, rl_models
 from solon.recipe import Recipe
 from solon.records import PPO, Prompt, PromptKind, Step
 from solon.stages.neighbour import train as train_neighbour
-from solon.stages.prompting import Sampler, StepSampler, draw_prompts, draw_watched, wanted_first
+from solon.stages.prompting import Sampler, StepSampler, draw_prompts, draw_watched, wanted_ids
 from solon.stages.rating import Watch
 from solon.stages.shaping import open_reward
 from solon.store import StageResult, Workspace
@@ -120,7 +120,7 @@ class _Training:
         reward = open_reward(recipe, inputs, actors.reward)
         rows = inputs.rows("red_team", Prompt)
         count = settings.steps * settings.episodes // settings.answers_each
-        prompts = draw_prompts(recipe, rows, wanted_first(recipe, inputs), count, "prompts")
+        prompts = draw_prompts(recipe, rows, wanted_ids(recipe, inputs), count, "prompts")
         watched = draw_watched(recipe, rows)
         sampler = Sampler(actors.policy.actor, tokenizer, settings, recipe.batch_tokens)
         sampler.check([*prompts, *watched])

@@ -63,7 +63,9 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     tokenizer = load_tokenizer(source)
     encoder = Encoder(tokenizer)
     train, test = split_pairs(inputs.rows("label", Label), encoder, recipe)
-    model = untrained(recipe, source, train, asked(inputs.rows("red_team", Prompt), test, encoder, recipe))
+    gated = recipe.reward.head == "gated"
+    prompts = asked(inputs.rows("red_team", Prompt), test, encoder, recipe) if gated else []
+    model = untrained(recipe, source, train, prompts)
     trainer = _fit(recipe, model, train, workspace)
     model.normalise_on(reference([*train, *test], recipe.seed))
     model.save(workspace.folder / "model", tokenizer)
