@@ -9,13 +9,11 @@ those of `results.py`. Two or three minutes a model on two cores, where a whole 
 import argparse
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import heldout
-from lab import ROOT, Share, add_data
+from lab import ROOT, Share, add_data, degenerate, share_of
 
 from solon.engines.base import GenerateRequest, completions
 from solon.engines.local import open_engine
@@ -23,16 +21,10 @@ from solon.models import pick_device, pick_dtype, resolve
 from solon.prompt_files import read_prompts
 from solon.recipe import Source
 from solon.refusal import is_refusal
-from solon.report.statistics import wilson
 from solon.settings import Sampling
 from solon.stages.common import asks
-from solon.text import is_degenerate
 
 BATCH_TOKENS, GREEDY = 16384, Sampling(max_tokens=64, temperature=0.0)
-
-
-def counted(found: Sequence[bool]) -> Share:
-    return Share(sum(found) / len(found), *wilson(sum(found), len(found)), len(found))
 
 
 def distance(harmful: Share, ordinary: Share) -> float:
@@ -56,10 +48,10 @@ def measured(model: str, files: heldout.HeldOut) -> dict[str, Any]:
         prompts = read_prompts(Source(file=str(file)), None, 200)
         requests = [GenerateRequest(asks(prompt.text), GREEDY, 0) for prompt in prompts]
         answers[kind] = [done.text for done in completions(engine, requests)]
-    refused = {kind: counted([is_refusal(text) for text in texts]) for kind, texts in answers.items()}
-    nonsense = {
-        kind: counted([is_degenerate(text) is not None for text in texts]) for kind, texts in answers.items()
-    }
+    refused, nonsense = (
+        {kind: share_of(sum(map(holds, texts)), len(texts)) for kind, texts in answers.items()}
+        for holds in (is_refusal, degenerate)
+    )
     return {
         "refused": {kind: asdict(share) for kind, share in refused.items()},
         "degenerate": {kind: asdict(share) for kind, share in nonsense.items()},
@@ -72,7 +64,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     add_data(parser)
     options = parser.parse_args()
-    files = heldout.write(options.data, Path(ROOT / "runs" / "heldout"))
+    files = heldout.write(options.data, ROOT / "runs" / "heldout")
     for model in options.models:
         print(json.dumps({"model": model, **measured(model, files)}), flush=True)
 

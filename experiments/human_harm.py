@@ -18,14 +18,13 @@ from itertools import dropwhile
 from pathlib import Path
 
 import numpy as np
-from lab import Share, add_data, keep
+from lab import Share, add_data, keep, share_of
 from numpy.typing import NDArray
 
 from solon.engines.base import Message, ScoreRequest
 from solon.engines.local import LocalEngine, open_engine
 from solon.models import pick_device, pick_dtype, resolve
 from solon.refusal import is_refusal
-from solon.report.statistics import wilson
 from solon.training.head_start import Linear, fit_classifier
 
 LAYERS = (0.3, 0.5, 0.7, 0.9)
@@ -114,7 +113,7 @@ def agreement(said_n: Array, harm_n: Array) -> Agreement:
     """Of numbers that are positive where harm is told. Raises ValueError without answers of both sorts."""
     harmful_n = harm_n >= HARMFUL
     hits = int(((said_n > 0) == harmful_n).sum())
-    right = Share(hits / len(said_n), *wilson(hits, len(said_n)), len(said_n))
+    right = share_of(hits, len(said_n))
     bad, good = said_n[harmful_n], said_n[~harmful_n]
     if not (len(bad) and len(good)):
         raise ValueError("all labels are of one sort")

@@ -10,13 +10,12 @@ Bai et al. 2022, sec. 4.4 and fig. 4: with thought the judge is better, and smal
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from lab import BLUE, GREY, ORANGE, Share, drawing, harmless, keep, options
+from lab import BLUE, GREY, ORANGE, Share, drawing, harmless, keep, options, share_of
 
 from solon.feedback.judging import asked_of, open_bench
 from solon.feedback.measure import ask_own
 from solon.feedback.opening import open_judge
 from solon.judge_settings import JudgeKind
-from solon.report.statistics import wilson
 
 KINDS: tuple[JudgeKind, ...] = ("choice", "chain_of_thought", "likelihood", "linear_probe")
 COLOURS = {"choice": GREY, "chain_of_thought": GREY, "likelihood": ORANGE, "linear_probe": BLUE}
@@ -48,8 +47,7 @@ def measured(kind: JudgeKind) -> Share:
     results = ask_own(open_judge(kind, bench), bench.items(), asked.seed)
     said = [r.p_better for r in results if r.p_better is not None]
     right = sum(0.5 if p == 0.5 else float(p > 0.5) for p in said)
-    low, high = wilson(right, len(said))
-    return Share(right / len(said), low, high, len(said))
+    return share_of(right, len(said))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 
 from solon.constitution import Constitution, load_constitution
 from solon.records import Written
-from solon.report.statistics import bootstrap_mean
+from solon.report.statistics import bootstrap_mean, wilson
 from solon.stages import evaluate
 from solon.store import read_rows
+from solon.text import is_degenerate
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -44,6 +45,11 @@ def share(values: Sequence[float]) -> Share:
     """Raises ValueError if there is no value."""
     low, high = bootstrap_mean(list(values), RESAMPLES, SEED)
     return Share(sum(values) / len(values), low, high, len(values))
+
+
+def share_of(hits: float, n: int) -> Share:
+    """So many of n, with Wilson's interval. Raises ZeroDivisionError if n is 0."""
+    return Share(hits / n, *wilson(hits, n), n)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,11 @@ def solon_run(recipe: Path | str, folder: Path, until: str | None = None, **sett
 def harmless() -> Constitution:
     """The shipped constitution."""
     return load_constitution("harmless")
+
+
+def degenerate(text: str) -> bool:
+    """Whether a text is empty, garbled or repeats itself."""
+    return is_degenerate(text) is not None
 
 
 def texts_by_round(folder: Path, rounds: int) -> list[dict[str, Written]]:

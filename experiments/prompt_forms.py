@@ -14,17 +14,15 @@ import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import heldout
 import torch
-from lab import BLUE, ORANGE, ROOT, Share, draw_shares, drawing, keep
+from lab import BLUE, ORANGE, ROOT, Share, add_data, draw_shares, drawing, keep, share_of
 
 from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
 from solon.prompt_files import read_prompts
 from solon.recipe import Lora, Source
 from solon.records import PromptKind
-from solon.report.statistics import wilson
 from solon.training.encoding import Encoder
 from solon.training.head_start import Linear, fit_gate
 from solon.training.reward_model import RewardModel, new_reward_model
@@ -50,7 +48,7 @@ class Known:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    add_data(parser)
     files = heldout.write(parser.parse_args().data, ROOT / "runs" / "heldout")
     device = pick_device("auto")
     source, at = resolve("embedded"), ReadAt(0.6, "mean")
@@ -89,7 +87,7 @@ def told(training: Sequence[Known], tests: Sequence[Known]) -> dict[PromptKind, 
 def right(gate: Linear, side: Known) -> Share:
     opened_n = gate(side.states_nD.double().numpy())
     hits, count = int(((opened_n > 0) == (side.kind == "red_team")).sum()), len(side.texts)
-    return Share(hits / count, *wilson(hits, count), count)
+    return share_of(hits, count)
 
 
 def draw(first: dict[PromptKind, Share], drawn: dict[int, dict[PromptKind, Share]]) -> None:

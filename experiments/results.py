@@ -20,13 +20,13 @@ import heldout
 import human_harm
 import lab
 import numpy as np
+from lab import degenerate
 
 from solon.records import Prompt, PromptKind, Verdict, Written
 from solon.refusal import is_refusal
 from solon.report.statistics import bootstrap_mean
 from solon.stages.evaluate import win
 from solon.store import read_rows
-from solon.text import is_degenerate
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = "<!-- results {recipe}: begin -->", "<!-- results {recipe}: end -->"
@@ -129,10 +129,6 @@ class Results:
 def complies(text: str) -> bool:
     """Neither a refusal nor nonsense: on a harmful request this counts as harmful, which is too strict."""
     return not is_refusal(text) and not degenerate(text)
-
-
-def degenerate(text: str) -> bool:
-    return is_degenerate(text) is not None
 
 
 def table(results: Results) -> Iterator[str]:

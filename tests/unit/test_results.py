@@ -108,7 +108,7 @@ def test_harm_scores_are_the_mean_of_the_raters(tmp_path: Path) -> None:
 
 def test_the_distance_between_kinds_by_hand() -> None:
     """3 of 4 and 0 of 4: log(3.5 / 1.5) - log(0.5 / 4.5)."""
-    harmful, ordinary = (BEHAVIOUR.counted([i < hits for i in range(4)]) for hits in (3, 0))
+    harmful, ordinary = (BEHAVIOUR.share_of(hits, 4) for hits in (3, 0))
     assert BEHAVIOUR.distance(harmful, ordinary) == pytest.approx(np.log(21))
     assert (harmful.mean, ordinary.mean, harmful.n) == (0.75, 0.0, 4)
 

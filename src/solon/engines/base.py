@@ -156,6 +156,11 @@ class ReadableEngine(Engine, HiddenStates, Protocol):
 Result = TypeVar("Result", Completion, Score)
 
 
+def tokens_used(engine: Engine) -> int:
+    """Tokens read and generated so far. An engine may serve several stages: what one used is a difference."""
+    return engine.tokens_read + engine.tokens_generated
+
+
 def completions(engine: Engine, requests: Sequence[GenerateRequest]) -> list[Completion]:
     """All completions in the order of the requests. Errors are the engine's."""
     return _in_order(engine.generate(requests), len(requests))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from solon.constitution import Constitution, Purpose
 from solon.digest import seed_from
-from solon.engines.base import Engine, ReadableEngine
+from solon.engines.base import Engine, ReadableEngine, tokens_used
 from solon.errors import RunError, UsageError
 from solon.feedback.base import Judge
 from solon.feedback.calibration import Calibrated, Calibration, fit_calibration
@@ -198,14 +198,10 @@ def measure(
 
 def timed(kind: str, on: str, engine: Engine, work: Callable[[], list[Result]]) -> Measured | None:
     """Results and figures with their cost; None where nothing was scored."""
-    start, before = time.monotonic(), _tokens(engine)
+    start, before = time.monotonic(), tokens_used(engine)
     results = work()
-    check = summarise(kind, on, results, time.monotonic() - start, _tokens(engine) - before)
+    check = summarise(kind, on, results, time.monotonic() - start, tokens_used(engine) - before)
     return Measured(check, tuple(results)) if check else None
-
-
-def _tokens(engine: Engine) -> int:
-    return engine.tokens_read + engine.tokens_generated
 
 
 def _accuracy(sets: Sequence[Measured]) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from solon.constitution import Principle
 from solon.digest import seed_from
+from solon.engines.base import tokens_used
 from solon.feedback.base import Judgement, Question
 from solon.feedback.calibration import Calibrated
 from solon.feedback.effects import as_metrics
@@ -52,12 +53,12 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     refusals = [row for row in answers if is_refusal(row.text)] if recipe.label.crossed else []
 
     def work(batch: Sequence[Sequence[Written]]) -> tuple[list[Label], int]:
-        before = engine.tokens_read + engine.tokens_generated
+        before = tokens_used(engine)
         drawn = [pair for group in batch for pair in _pairs(recipe, inputs, group)]
         drawn += [pair for group in batch for pair in _crossed(recipe, inputs, group, refusals)]
         judged = judge.compare([pair.question for pair in drawn])
         rows = [_label(recipe, inputs, judge, *found) for found in zip(drawn, judged, strict=True)]
-        return rows, engine.tokens_read + engine.tokens_generated - before
+        return rows, tokens_used(engine) - before
 
     rows = list(workspace.batches(in_batches(groups, recipe.label.batch), Label, work, "prompts"))
     write_atomically(workspace.folder / "calibration.json", json.dumps(judge.calibration.as_dict(), indent=1))

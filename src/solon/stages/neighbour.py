@@ -86,5 +86,5 @@ def _asked(recipe: Recipe, inputs: Inputs) -> list[OnlinePrompt]:
     """PPO's prompts in PPO's order."""
     count = recipe.reinforce.steps * recipe.reinforce.episodes
     every = inputs.rows("red_team", Prompt)
-    rows = draw_prompts(recipe, every, wanted_ids(recipe, inputs), count, "prompts")
+    rows = draw_prompts(recipe, every, wanted_ids(recipe, inputs), count)
     return [OnlinePrompt(prompt.text, prompt.kind) for prompt in rows]

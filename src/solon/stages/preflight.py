@@ -7,6 +7,7 @@ best of the allowed judges is picked and calibrated. One that may be no better t
 
 import json
 
+from solon.engines.base import tokens_used
 from solon.errors import RunError
 from solon.feedback.check import Check
 from solon.feedback.opening import Picked, pick
@@ -19,6 +20,7 @@ from solon.store import StageResult, Workspace, write_atomically
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     engine = role_engine(recipe, inputs, "judge")
+    before = tokens_used(engine)
     picked = pick(judge_bench(recipe, inputs, engine, "training"), *check_paths(recipe, inputs.beside))
     for check in picked.checks:
         workspace.reporter.say(f"judge {describe(check)}")
@@ -32,8 +34,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
         "checks": {k: [m.check.as_dict() for m in sets] for k, sets in picked.measured.items()},
     }
     rows = [row for sets in picked.measured.values() for one in sets for row in one.rows()]
-    tokens = engine.tokens_read + engine.tokens_generated
-    return StageResult(rows, metrics, outputs=(PICKED,), tokens=tokens)
+    return StageResult(rows, metrics, outputs=(PICKED,), tokens=tokens_used(engine) - before)
 
 
 def describe(check: Check) -> str:

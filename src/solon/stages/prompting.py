@@ -42,24 +42,25 @@ def wanted_ids(recipe: Recipe, inputs: Inputs) -> frozenset[str]:
     return undecided(inputs.rows("sample", Written)) if recipe.reinforce.undecided else frozenset()
 
 
-def draw_prompts(
-    recipe: Recipe, prompts: Sequence[Prompt], wanted: Set[str], count: int, name: str
-) -> list[Prompt]:
-    """`count` training prompts; `name` seeds where in the order the red-team ones begin.
+def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], wanted: Set[str], count: int) -> list[Prompt]:
+    """`count` training prompts; where in the order the red-team ones begin is drawn by the recipe's seed.
 
     Both kinds are spread evenly, in the set proportion: a step of few prompts has its share of each, where
     drawing the kinds would leave some steps without one. So are, in each kind, those that are `wanted`, the
     ids of undecided prompts; a kind without any has others in their place.
     """
     settings = recipe.reinforce
-    start = random.Random(seed_from(recipe.seed, name)).random()
+    start = random.Random(seed_from(recipe.seed, "prompts")).random()
 
     def of(kind: PromptKind) -> Sequence[Prompt]:
-        drawn = choose_fresh(recipe, prompts, {kind: len(prompts)})
-        first = [prompt for prompt in drawn if prompt.id in wanted]
-        others = [prompt for prompt in drawn if prompt.id not in wanted]
+        if not wanted:
+            return choose_fresh(recipe, prompts, {kind: count})
+        first: list[Prompt] = []
+        others: list[Prompt] = []
+        for prompt in choose_fresh(recipe, prompts, {kind: len(prompts)}):
+            (first if prompt.id in wanted else others).append(prompt)
         if not first:
-            return drawn
+            return others
         return _spread(first, others or first, settings.undecided, count, 0.0)
 
     red, share = of("red_team"), settings.helpful_share

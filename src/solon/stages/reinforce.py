@@ -120,7 +120,7 @@ class _Training:
         reward = open_reward(recipe, inputs, actors.reward)
         rows = inputs.rows("red_team", Prompt)
         count = settings.steps * settings.episodes // settings.answers_each
-        prompts = draw_prompts(recipe, rows, wanted_ids(recipe, inputs), count, "prompts")
+        prompts = draw_prompts(recipe, rows, wanted_ids(recipe, inputs), count)
         watched = draw_watched(recipe, rows)
         sampler = Sampler(actors.policy.actor, tokenizer, settings, recipe.batch_tokens)
         sampler.check([*prompts, *watched])
