@@ -35,12 +35,12 @@ from trl_environment import TRL, run
 
 from solon.constitution import Comparison, load_constitution
 from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
-from solon.recipe import Lora
 from solon.stages.reward import EncodedPair, different_answers, learn, plan_steps
 from solon.training.adapters import trainable
 from solon.training.encoding import Encoded, Encoder
 from solon.training.optimiser import Optimiser
 from solon.training.reward_model import RewardModel, new_reward_model
+from solon.training_settings import Lora
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = ("red_team", "helpful")

@@ -30,7 +30,6 @@ from trl_environment import TRL, run
 from solon.engines.base import GenerateRequest, completions, user
 from solon.engines.local import LocalEngine
 from solon.models import ModelSource, load_model, load_tokenizer, resolve
-from solon.recipe import Reinforce
 from solon.settings import Sampling
 from solon.training.encoding import Encoder
 from solon.training.policy import Policy
@@ -38,6 +37,7 @@ from solon.training.ppo import Targets, micro_loss, targets
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode, Rollout, evaluate
 from solon.training.views import View
+from solon.training_settings import Reinforce
 
 EPISODES, TOKENS, EPOCHS = 8, 12, 2
 RATE, BETA, NOISE = 0.05, 0.1, 0.02  # NOISE: of each weight's deviation, what the policy is off the reference

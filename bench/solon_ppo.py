@@ -16,12 +16,12 @@ from record import peak_memory_mb
 from torch import Tensor
 
 from solon.models import load_tokenizer, resolve
-from solon.recipe import Reinforce
 from solon.settings import Sampling
 from solon.stages.prompting import Sampler
 from solon.training.policy import open_actors
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.rollout import Episode
+from solon.training_settings import Reinforce
 
 
 def reinforce(settings: Settings) -> Reinforce:

@@ -21,12 +21,13 @@ from lab import BLUE, ORANGE, ROOT, Share, add_data, draw_shares, drawing, keep,
 
 from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
 from solon.prompt_files import read_prompts
-from solon.recipe import Lora, Source
+from solon.recipe import Source
 from solon.records import PromptKind
 from solon.training.encoding import Encoder
 from solon.training.head_start import Linear, fit_gate
 from solon.training.reward_model import RewardModel, new_reward_model
 from solon.training.views import ReadAt
+from solon.training_settings import Lora
 
 FIRST, SIZES, SEED = 240, (60, 120, 240, 420), 0
 KINDS: tuple[PromptKind, ...] = ("red_team", "helpful")

@@ -10,13 +10,13 @@ from torch import Tensor
 from solon.engines.base import GenerateRequest, completions, user
 from solon.engines.local import LocalEngine
 from solon.models import load_tokenizer, resolve
-from solon.recipe import Lora, Reinforce
 from solon.settings import Sampling
 from solon.training.adapters import using
 from solon.training.encoding import Encoder
 from solon.training.policy import Actors, open_actors
 from solon.training.reward_model import new_reward_model
 from solon.training.rollout import Episode
+from solon.training_settings import Lora, Reinforce
 
 HEADER = (1, 20, 21, 22, 23, 24, 25, 26, 27)  # Longer than what is worth sharing
 

@@ -15,9 +15,10 @@ from solon.constitution import Constitution, Principle, Purpose
 from solon.digest import digest, file_sha256
 from solon.errors import UsageError
 from solon.judge_settings import JudgeKind, JudgeSettings
-from solon.recipe import Algorithm, JudgeName, Recipe
+from solon.recipe import JudgeName, Recipe
 from solon.records import Checked, Label, Prompt, Row, Step, Verdict, Written
 from solon.roles import Role, RoleName
+from solon.training_settings import Algorithm
 
 Part = Callable[[Recipe, Constitution], Any]
 
@@ -273,7 +274,7 @@ STAGES: tuple[Stage, ...] = (
         "reward",
         Step,
         # A gate learns from prompts without answers, too.
-        lambda r: (*(("red_team",) if r.reward.head == "gated" else ()), "label", "finetune"),
+        lambda r: (*(("red_team",) if r.reward.gated else ()), "label", "finetune"),
         lambda r, _: r.reward.model_dump(),
         lambda r: f"{r.reward.optimiser.epochs} epochs of pairs",
         version=7,

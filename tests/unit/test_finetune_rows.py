@@ -3,9 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from solon.recipe import Finetune, Recipe
+from solon.recipe import Recipe
 from solon.records import PromptKind, TextKind, Written
 from solon.stages.finetune import training_pairs
+from solon.training_settings import Finetune
 from tests.rows import written
 
 

@@ -10,10 +10,10 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor
 
 from solon.models import load_model, resolve
-from solon.recipe import Lora
 from solon.training.adapters import add_adapter, train_only, trainable, using
 from solon.training.attention import NAME, attend_in_float32
 from solon.training.fused_lora import fuse
+from solon.training_settings import Lora
 from tests.ppo_setup import stir
 
 IDS = torch.tensor([[1, 5, 6, 7, 8], [1, 9, 8, 7, 2]])

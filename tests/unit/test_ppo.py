@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solon.errors import RunError
-from solon.recipe import Recipe, Reinforce
+from solon.recipe import Recipe
 from solon.records import Prompt
 from solon.stages.prompting import StepSampler
 from solon.training.adapters import trainable, using
@@ -30,6 +30,7 @@ from solon.training.ppo import (
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode, Rollout, evaluate, pad_tokens, plan_epochs, shaped
+from solon.training_settings import Reinforce
 from tests.ppo_setup import EPISODES, PLAN, Asker, actors, odd_shares, settings, stir
 
 ALONE = Ranks()

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from solon.engines.hooks import blocks
 from solon.feedback.readout import fit
 from solon.models import load_model, load_tokenizer, resolve
-from solon.recipe import Lora, Recipe
+from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind
 from solon.stages.reward import EncodedPair, asked, held_out, reference, start_head
 from solon.training.adapters import trainable, using
@@ -22,6 +22,7 @@ from solon.training.encoding import Encoded, Encoder
 from solon.training.head_start import fit_gate, fit_head
 from solon.training.reward_model import RewardModel, load_reward_model, new_reward_model
 from solon.training.views import ReadAt, View
+from solon.training_settings import Lora
 from tests.ppo_setup import EPISODES, stir
 
 HALF = ReadAt(0.5, "mean")

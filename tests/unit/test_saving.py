@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from solon import embedded
 from solon.errors import RunError, UsageError
 from solon.models import load_model, load_tokenizer, resolve
-from solon.recipe import Lora
 from solon.saving import cannot_write, saving, writing
 from solon.training import reward_model as reward_models
 from solon.training.adapters import add_adapter, save_adapter, save_merged
 from solon.training.reward_model import new_reward_model
+from solon.training_settings import Lora
 
 
 @contextmanager

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon.recipe import Finetune
 from solon.records import Written
 from solon.stages.evaluate import describe, win
 from solon.stages.finetune import training_pairs
 from solon.stages.red_team import split_of
 from solon.stages.reward import heldout_prompts, plan_steps
+from solon.training_settings import Finetune
 
 
 def _row(text: str, **changes: object) -> Written:

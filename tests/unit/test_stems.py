@@ -13,13 +13,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from solon.engines.hooks import blocks
 from solon.models import load_model, load_tokenizer, resolve
-from solon.recipe import Lora
 from solon.training.adapters import add_adapter, save_merged, trainable
 from solon.training.batching import mask_of
 from solon.training.policy import POLICY, REWARD, Actors
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.rollout import answer_lengths, evaluate
 from solon.training.stems import Stems, depth_below
+from solon.training_settings import Lora
 from tests.ppo_setup import EPISODES, PLAN, actors, odd_shares, settings, stir
 
 UPPER = {"lora": {"rank": 4, "alpha": 8, "layers": 0.5}}

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from solon.errors import RunError
 from solon.models import load_model, load_tokenizer, resolve
-from solon.recipe import Lora
 from solon.training.adapters import add_adapter, load_adapter, train_only, trainable, using
 from solon.training.encoding import Encoded
 from solon.training.head import chosen_logprobs, log_normalisers
@@ -17,6 +16,7 @@ from solon.training.losses import entropy, token_logprobs
 from solon.training.policy import CRITIC, POLICY, REWARD, Actors
 from solon.training.reward_model import load_reward_model, new_reward_model
 from solon.training.views import View
+from solon.training_settings import Lora
 from tests.ppo_setup import EPISODES, HEADER, actors, settings, stir
 from tests.tiny import build_tiny
 

@@ -20,7 +20,7 @@ from solon.errors import RunError
 from solon.models import load_model, load_tokenizer, pick_device, pick_dtype
 from solon.pipeline import Inputs
 from solon.progress import Advance
-from solon.recipe import Finetune, Recipe
+from solon.recipe import Recipe
 from solon.records import Finish, Step, Written
 from solon.refusal import is_refusal
 from solon.stages.common import or_least
@@ -30,6 +30,7 @@ from solon.training.adapters import lora_config, save_merged
 from solon.training.answer_trainer import IGNORED, AnswerTrainer
 from solon.training.encoding import Encoded, Encoder
 from solon.training.trl_trainers import common_settings, last_checkpoint
+from solon.training_settings import Finetune
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:

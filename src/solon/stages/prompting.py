@@ -12,7 +12,7 @@ from solon.engines.base import GenerateRequest, completions
 from solon.engines.local import LocalEngine
 from solon.errors import RunError, UsageError
 from solon.pipeline import Inputs
-from solon.recipe import Recipe, Reinforce
+from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Written
 from solon.refusal import is_refusal
 from solon.stages.common import asks, choose_fresh
@@ -22,6 +22,7 @@ from solon.training.encoding import Encoder
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode
 from solon.training.views import View
+from solon.training_settings import Reinforce
 
 
 def undecided(sampled: Iterable[Written]) -> frozenset[str]:

@@ -63,7 +63,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     tokenizer = load_tokenizer(source)
     encoder = Encoder(tokenizer)
     train, test = split_pairs(inputs.rows("label", Label), encoder, recipe)
-    gated = recipe.reward.head == "gated"
+    gated = recipe.reward.gated
     prompts = asked(inputs.rows("red_team", Prompt), test, encoder, recipe) if gated else []
     model = untrained(recipe, source, train, prompts)
     trainer = _fit(recipe, model, train, workspace)
@@ -79,8 +79,7 @@ def untrained(
     device, settings = pick_device(recipe.device), recipe.reward
     dtype, seed = pick_dtype(recipe.dtype, device), seed_from(recipe.seed, "reward")
     at = ReadAt(settings.depth, settings.pooling)
-    gated = settings.head == "gated"
-    model = new_reward_model(source, device, dtype, settings.lora, seed, at, gated)
+    model = new_reward_model(source, device, dtype, settings.lora, seed, at, settings.gated)
     if settings.head != "random":
         start_head(model, train, recipe.seed, prompts)
     return model

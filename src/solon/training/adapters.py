@@ -13,9 +13,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from solon.engines.hooks import blocks
-from solon.recipe import Lora
 from solon.saving import saving, writing
 from solon.training.fused_lora import fuse
+from solon.training_settings import Lora
 
 
 def lora_config(settings: Lora, model: Any, depth: int | None = None) -> LoraConfig:

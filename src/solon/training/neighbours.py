@@ -21,7 +21,6 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOO
 
 from solon.engines.local import end_tokens
 from solon.errors import RunError, UsageError
-from solon.recipe import Reinforce
 from solon.records import Label
 from solon.text import is_degenerate
 from solon.training.adapters import lora_config
@@ -29,6 +28,7 @@ from solon.training.encoding import Encoder
 from solon.training.optimiser import PPO_EPSILON
 from solon.training.rollout import Episode, Reward, shaped
 from solon.training.trl_trainers import common_settings, last_checkpoint
+from solon.training_settings import Reinforce
 
 OnStep = Callable[[int, dict[str, float]], None]
 """Hears of every step in order, counted from 0; a resumed call first repeats those that are done already."""

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from solon.models import ModelSource
-from solon.recipe import Reinforce
 from solon.training.adapters import add_adapter, load_adapter, train_only
 from solon.training.attention import load_trunk
 from solon.training.encoding import Encoded
 from solon.training.reward_model import RewardModel, load_reward_model
 from solon.training.stems import Stems, depth_below
 from solon.training.views import View
+from solon.training_settings import Reinforce
 
 POLICY, CRITIC, REWARD = "policy", "critic", "reward"
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from solon.errors import RunError
-from solon.recipe import Reinforce
 from solon.training.advantages import gae, token_rewards, whiten
 from solon.training.batching import mask_of
 from solon.training.losses import approximate_kl, explained_variance, policy_loss, value_loss
@@ -22,6 +21,7 @@ from solon.training.optimiser import Optimiser
 from solon.training.policy import Policy
 from solon.training.ranks import Ranks
 from solon.training.rollout import Minibatch, Plan, Rollout, answer_lengths, pad_tokens
+from solon.training_settings import Reinforce
 
 # How far the first minibatch's ratios may be from 1 before sampling and scoring must be called different.
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}

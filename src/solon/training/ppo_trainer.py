@@ -14,7 +14,6 @@ import torch
 
 from solon.digest import seed_from
 from solon.errors import RunError
-from solon.recipe import Reinforce
 from solon.training.adapters import trainable
 from solon.training.advantages import AdaptiveKL
 from solon.training.optimiser import PPO_EPSILON, Optimiser
@@ -22,6 +21,7 @@ from solon.training.policy import Policy
 from solon.training.ppo import describe, improve, targets
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode, Reward, Rollout, evaluate, plan_epochs, shaped
+from solon.training_settings import Reinforce
 
 # A sparse reward may well be the same for a first batch; for this many it teaches nothing.
 _CONSTANT_STEPS = 3

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from solon.digest import digest
 from solon.errors import RunError
 from solon.models import ModelSource
-from solon.recipe import Lora
 from solon.saving import saving
 from solon.training.adapters import add_adapter, load_adapter, save_adapter
 from solon.training.attention import load_trunk
 from solon.training.batching import budget_batches
 from solon.training.encoding import Encoded
 from solon.training.views import LAST_TOKEN, Pooled, ReadAt, View
+from solon.training_settings import Lora
 
 _BATCH_TOKENS = 4096
 _OPENED = 1e-3  # Variance of a gate below which all prompts are of one kind to it

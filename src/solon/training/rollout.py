@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from solon.errors import RunError
-from solon.recipe import Reinforce
 from solon.training.batching import budget_batches, mask_of, minibatches
 from solon.training.encoding import Encoded
 from solon.training.policy import Policy
 from solon.training.ranks import Ranks
+from solon.training_settings import Reinforce
 
 
 @dataclass(frozen=True)

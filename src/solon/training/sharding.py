@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from solon.engines.hooks import blocks
 from solon.errors import UsageError
-from solon.recipe import Reinforce
+from solon.training_settings import Reinforce
 
 _ARRIVED, _READS, _LEARNS = 0.0, 1.0, 2.0  # What a process announces: waiting, a pass, one with a gradient
 
