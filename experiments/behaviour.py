@@ -1,15 +1,19 @@
 """What models refuse of the held-out prompts, what is nonsense, and how far they tell the kinds apart.
 
-Run: python experiments/behaviour.py MODEL [MODEL ...] [--data ../shared/data]
+Run: python experiments/behaviour.py MODEL [MODEL ...] [--data ../shared/data] [--sampled RUN]
 
 A MODEL is `embedded` or a folder, such as runs/tiny-7/04_finetune/model. Answers are greedy, the prompts
-those of `results.py`. Two or three minutes a model on two cores, where a whole run takes an hour.
+those of `results.py`, or with --sampled those of a run's stage 5, which its reinforcement begins with: what
+was learned there and does not hold for held-out prompts has not generalised. Two or three minutes a model on
+two cores, where a whole run takes an hour.
 """
 
 import argparse
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import heldout
@@ -20,9 +24,11 @@ from solon.engines.local import open_engine
 from solon.models import pick_device, pick_dtype, resolve
 from solon.prompt_files import read_prompts
 from solon.recipe import Source
+from solon.records import Written
 from solon.refusal import is_refusal
 from solon.settings import Sampling
 from solon.stages.common import asks
+from solon.store import read_rows
 
 BATCH_TOKENS, GREEDY = 16384, Sampling(max_tokens=64, temperature=0.0)
 
@@ -40,13 +46,30 @@ def _log_odds(share: Share) -> float:
     return math.log((hits + 0.5) / (share.n - hits + 0.5))
 
 
-def measured(model: str, files: heldout.HeldOut) -> dict[str, Any]:
+def held_out(data: Path) -> dict[str, list[str]]:
+    """The prompts of `results.py`, by kind."""
+    files = asdict(heldout.write(data, ROOT / "runs" / "heldout"))
+    return {
+        kind: [prompt.text for prompt in read_prompts(Source(file=str(file)), None, 200)]
+        for kind, file in files.items()
+    }
+
+
+def sampled(run: Path) -> dict[str, list[str]]:
+    """The prompts of a run's stage 5, by kind, each once."""
+    found: dict[str, dict[str, None]] = {"red_team": {}, "helpful": {}}
+    for answer in read_rows(run / "05_sample" / "rows.parquet", Written):
+        found[answer.prompt_kind][answer.prompt] = None
+    return {kind: list(prompts) for kind, prompts in found.items()}
+
+
+def measured(model: str, prompts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Shares of refusals and of nonsense by kind, and the distance between kinds."""
     device = pick_device("auto")
     engine = open_engine(resolve(model), device, pick_dtype("auto", device), BATCH_TOKENS)
     answers = {}
-    for kind, file in asdict(files).items():
-        prompts = read_prompts(Source(file=str(file)), None, 200)
-        requests = [GenerateRequest(asks(prompt.text), GREEDY, 0) for prompt in prompts]
+    for kind, texts in prompts.items():
+        requests = [GenerateRequest(asks(text), GREEDY, 0) for text in texts]
         answers[kind] = [done.text for done in completions(engine, requests)]
     refused, nonsense = (
         {kind: share_of(sum(map(holds, texts)), len(texts)) for kind, texts in answers.items()}
@@ -63,10 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+")
     add_data(parser)
+    parser.add_argument("--sampled", type=Path, metavar="RUN", help="on the prompts of this run's stage 5")
     options = parser.parse_args()
-    files = heldout.write(options.data, ROOT / "runs" / "heldout")
+    prompts = sampled(options.sampled) if options.sampled else held_out(options.data)
     for model in options.models:
-        print(json.dumps({"model": model, **measured(model, files)}), flush=True)
+        print(json.dumps({"model": model, **measured(model, prompts)}), flush=True)
 
 
 if __name__ == "__main__":
