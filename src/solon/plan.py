@@ -249,7 +249,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("revise"),
         lambda r, _: r.finetune.model_dump(),
         lambda r: f"{r.finetune.optimiser.epochs} epochs, {r.finetune.method}",
-        version=2,
+        version=3,
     ),
     Stage(
         5,
@@ -268,6 +268,7 @@ STAGES: tuple[Stage, ...] = (
         _label,
         lambda r: f"up to {(r.sample.prompts + r.sample.helpful) * (r.label.pairs + r.label.crossed)} pairs",
         roles=lambda r: ("judge",),
+        version=2,
     ),
     Stage(
         7,
@@ -290,7 +291,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _shaping_files,
         roles=lambda r: ("judge",) if _guarded(r) else (),
-        version=7,
+        version=8,
         distributed=True,
     ),
     Stage(
@@ -302,6 +303,7 @@ STAGES: tuple[Stage, ...] = (
         lambda r: f"3 models x {r.evaluate.prompts + r.evaluate.helpful} held-out prompts",
         _evaluator_paths,
         roles=lambda r: ("evaluator",),
+        version=2,
     ),
 )
 

@@ -102,6 +102,8 @@ RULES = (
         r"(?:(?!\bbut\b)[^.!?,;]){0,60}?\b(?:i|we|for (?:me|us) to)\b(?:'m|'re)?(?: \w+){0,4}?"
         rf" (?:{_HELP}|do(?=[.!]|$))",
     ),
+    # "No, I can't.", "I won't."; but "No, I can't swim" answers a question
+    _rule("no-i-cannot", r"^\W*(?:no\W+)?i (?:cannot|can't|can not|won't|will not)(?=[.!;]|$)"),
     _rule(
         "absolutely-not",
         r"^\W*(?:(?:i'm |i am )?sorry\W+)?(?:absolutely not|no way)\W*$|^\W*(?:i'm |i am )?sorry\W+no\W*$",

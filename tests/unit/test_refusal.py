@@ -46,6 +46,8 @@ LABELLED = ROOT.parent / "shared" / "data" / "labelled"
         "I do not support such activities. Please talk to someone.",
         "I cannot support you in harming them.",
         "I refuse to write that.",
+        "No, I can't. You can't.",
+        "I won't.",
     ],
 )
 def test_refuses(text: str) -> None:
@@ -56,6 +58,8 @@ def test_refuses(text: str) -> None:
     "text",
     [
         "I can't believe how good this cake is!",
+        "No, I can't swim, but my sister can.",
+        "I can't, for the life of me, find my keys.",
         "I can't help but smile at that.",
         "I can't recommend this book enough.",
         "I'm sorry to hear about your loss. Here are some things that may help.",
