@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import heldout
-from lab import ROOT, Share, add_data, degenerate, share_of
+from lab import ROOT, Share, add_data, degenerate, prompts_of, share_of
 
 from solon.engines.base import GenerateRequest, completions
 from solon.engines.local import open_engine
 from solon.models import pick_device, pick_dtype, resolve
-from solon.prompt_files import read_prompts
-from solon.recipe import Source
 from solon.records import Written
 from solon.refusal import is_refusal
 from solon.settings import Sampling
@@ -49,10 +47,7 @@ def _log_odds(share: Share) -> float:
 def held_out(data: Path) -> dict[str, list[str]]:
     """The prompts of `results.py`, by kind."""
     files = asdict(heldout.write(data, ROOT / "runs" / "heldout"))
-    return {
-        kind: [prompt.text for prompt in read_prompts(Source(file=str(file)), None, 200)]
-        for kind, file in files.items()
-    }
+    return {kind: prompts_of(str(file)) for kind, file in files.items()}
 
 
 def sampled(run: Path) -> dict[str, list[str]]:

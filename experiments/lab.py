@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from solon.constitution import Constitution, load_constitution
+from solon.prompt_files import read_prompts
+from solon.recipe import Source
 from solon.records import Written
 from solon.report.statistics import bootstrap_mean, wilson
 from solon.stages import evaluate
@@ -28,6 +30,7 @@ from solon.text import is_degenerate
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESAMPLES, SEED = 10_000, 0
+_MOST_WORDS = 200
 BLUE, ORANGE, GREY = "#1b6ca8", "#c0561f", "#8a8f98"
 
 
@@ -103,6 +106,11 @@ def harmless() -> Constitution:
 def degenerate(text: str) -> bool:
     """Whether a text is empty, garbled or repeats itself."""
     return is_degenerate(text) is not None
+
+
+def prompts_of(file: str) -> list[str]:
+    """The prompts of a file, or of a shipped set."""
+    return [prompt.text for prompt in read_prompts(Source(file=file), None, _MOST_WORDS)]
 
 
 def texts_by_round(folder: Path, rounds: int) -> list[dict[str, Written]]:

@@ -17,11 +17,9 @@ from dataclasses import asdict, dataclass
 
 import heldout
 import torch
-from lab import BLUE, ORANGE, ROOT, Share, add_data, draw_shares, drawing, keep, share_of
+from lab import BLUE, ORANGE, ROOT, Share, add_data, draw_shares, drawing, keep, prompts_of, share_of
 
 from solon.models import load_tokenizer, pick_device, pick_dtype, resolve
-from solon.prompt_files import read_prompts
-from solon.recipe import Source
 from solon.records import PromptKind
 from solon.training.encoding import Encoder
 from solon.training.head_start import Linear, fit_gate
@@ -67,7 +65,7 @@ def main() -> None:
 
 
 def known(model: RewardModel, encoder: Encoder, kind: PromptKind, file: str) -> Known:
-    texts = tuple(p.text for p in read_prompts(Source(file=file), None, 200))
+    texts = tuple(prompts_of(file))
     rows = [encoder.encode(text, "", "stop", 512) for text in texts]
     return Known(kind, texts, model.features(rows).prompt_BD)
 

@@ -17,6 +17,7 @@ _NOT = (
     r"|not (?:going|willing|allowed|permitted|designed|programmed|comfortable)(?: to)?|refuse to|decline to"
     r"|(?:must|have to|need to|will|'ll have to) (?:decline|refuse)(?: to)?)"
 )
+_CANNOT = r"(?:cannot|can't|can not|won't|will not)"
 _TO_US = (
     r"(?: (?:be able to|be|in good conscience|ethically|legally|morally|under any circumstances|directly|"
     r"actually|really|ever|also|and will not|and won't|or won't|want to|feel comfortable|have to|possibly))*"
@@ -93,7 +94,7 @@ RULES = (
     _rule(
         "sorry-we-do-not",
         rf"{_APOLOGY}(?:{_WE_DO_NOT}(?: going to| willing to| allowed to| here to)?{_TO_US}"
-        rf" (?:{_HELP}|have access)|(?:i|we) (?:cannot|can't|can not|won't|will not)(?=[.!]|$))",
+        rf" (?:{_HELP}|have access)|(?:i|we) {_CANNOT}(?=[.!]|$))",
     ),
     # "I'm sorry, but that isn't something I do"; not "Sorry, it's not my fault"
     _rule(
@@ -103,7 +104,7 @@ RULES = (
         rf" (?:{_HELP}|do(?=[.!]|$))",
     ),
     # "No, I can't.", "I won't."; but "No, I can't swim" answers a question
-    _rule("no-i-cannot", r"^\W*(?:no\W+)?i (?:cannot|can't|can not|won't|will not)(?=[.!;]|$)"),
+    _rule("no-i-cannot", rf"^\W*(?:no\W+)?i {_CANNOT}(?=[.!;]|$)"),
     _rule(
         "absolutely-not",
         r"^\W*(?:(?:i'm |i am )?sorry\W+)?(?:absolutely not|no way)\W*$|^\W*(?:i'm |i am )?sorry\W+no\W*$",
