@@ -9,6 +9,7 @@ the filters let through.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def main() -> None:
     classifier = human_harm.fitted(human_harm.labelled(options.data))
     found = {name: measured(classifier, folder) for name, folder in folders.items()}
     lab.keep("revisions", {name: plain(figures) for name, figures in found.items()})
+    draw(found)
+
+
+def draw(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Both shares by the number of revisions, a line for each kind."""
     with lab.drawing("revisions", panels=2) as (left, right):
         for name, figures in found.items():
             lab.draw_less_harmful(
@@ -48,6 +54,7 @@ def main() -> None:
         left.legend(frameon=False)
         for axes in (left, right):
             axes.set_xlabel("revisions")
+            axes.set_xticks(range(ROUNDS + 1))
 
 
 def measured(classifier: human_harm.Classifier, folder: Path) -> dict[str, Any]:

@@ -249,7 +249,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("revise"),
         lambda r, _: r.finetune.model_dump(),
         lambda r: f"{r.finetune.optimiser.epochs} epochs, {r.finetune.method}",
-        version=3,
+        version=4,
     ),
     Stage(
         5,

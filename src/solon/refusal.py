@@ -163,6 +163,14 @@ COMPLIES = re.compile(
     r"|\bbut (?:here|since you|if you insist)\b)"
 )
 
+_PROGRAM = r"(?:ai|chatbot|language model|virtual assistant)\b"
+_EXCUSE = re.compile(
+    r"^\W*(?:(?:oh|ah|well|no)\W+)?(?:i am |i'm )?(?:very |so |really |truly |terribly )?"
+    r"(?:sorry|afraid|apologi[sz]e|apologies)\b"
+    rf"|\bas an? [^.!?]{{0,30}}?\b{_PROGRAM}|\bi(?:'m| am) (?:just |only )?an? [^.!?]{{0,30}}?\b{_PROGRAM}"
+    r"|\bi(?:'m| am) not (?:equipped|designed|programmed|capable)\b"
+)
+
 
 def is_refusal(text: str) -> bool:
     """Whether `text`, an answer in English, declines to do what was asked."""
@@ -178,6 +186,16 @@ def refusal_rule(text: str) -> str | None:
         if found and not COMPLIES.search(plain, found.end()):
             return rule.name
     return None
+
+
+def is_excuse(text: str) -> bool:
+    """Whether `text` opens as refusals do, with an apology or as a program that speaks of itself.
+
+    "I'm sorry for the confusion, but as a chatbot …" refuses nothing yet; as an answer to an ordinary request
+    it teaches a model the first words of a refusal all the same. True of every apology, the sympathetic ones
+    too.
+    """
+    return _EXCUSE.search(_opening(_normalise(text))) is not None
 
 
 def _normalise(text: str) -> str:

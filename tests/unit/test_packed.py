@@ -1,13 +1,10 @@
-"""Packed weights: the same tokens bit for bit, and the model as before afterwards."""
-
-from pathlib import Path
+"""Packed weights: the same numbers (in bfloat16 bit for bit), and the model as before afterwards."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from solon.engines.packed import WORTH, packed
-from solon.models import load_model, resolve
+from solon.engines.packed import FEW, WORTH, packed
 
 
 def _layers(model: nn.Module) -> int:
@@ -15,7 +12,8 @@ def _layers(model: nn.Module) -> int:
 
 
 class Wide(nn.Module):
-    device, dtype, base_model = torch.device("cpu"), torch.bfloat16, None
+    device, base_model = torch.device("cpu"), None
+    dtype = torch.bfloat16
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,9 +52,19 @@ def test_weights_that_were_trained_since_are_packed_anew(wide: Wide) -> None:
             assert not torch.equal(wide(x), before)
 
 
-def test_short_answers_and_float32_are_not_worth_it(tiny_model_folder: Path, wide: Wide) -> None:
+@pytest.mark.parametrize("rows", [FEW - 1, FEW, 24, 200])
+def test_float32_is_equal_but_for_rounding(wide: Wide, rows: int) -> None:
+    single = wide.float()
+    single.dtype = torch.float32
+    x = torch.randn(2, rows, 96)
+    with torch.inference_mode():
+        expected, one = single(x), single(x[:, :1])
+        with packed(single, WORTH):
+            assert _layers(single) == 2
+            torch.testing.assert_close(single(x), expected, rtol=1e-5, atol=1e-5)
+            assert torch.equal(single(x[:, :1]), one), "few rows are computed as without packing"
+
+
+def test_short_answers_are_not_worth_it(wide: Wide) -> None:
     with packed(wide, WORTH - 1):
         assert _layers(wide) == 0
-    model = load_model(resolve(str(tiny_model_folder)), "cpu", torch.float32)
-    with packed(model, 100):
-        assert _layers(model) == 0

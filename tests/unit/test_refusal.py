@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solon.refusal import RULES, is_refusal, refusal_rule
+from solon.refusal import RULES, is_excuse, is_refusal, refusal_rule
 from tests.scripts import load
 
 ROOT = Path(__file__).parents[2]
@@ -121,3 +121,21 @@ def test_agrees_with_people(bench: ModuleType) -> None:
     assert unseen["agreement"] > 0.75
     assert unseen["precision"] > 0.9
     assert unseen["kappa"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I'm sorry for any mistake, but as a food-related AI, I can suggest a soup.", True),
+        ("Ah, I’m so sorry to hear that.", True),
+        ("I'm afraid I'm not equipped to say. Ask a friend.", True),
+        ("As a chatbot, I don't have personal preferences.", True),
+        ("Good question. I am a helpful AI named Solon.", True),
+        ("Say that you are sorry, and mean it.", False),
+        ("As an assistant you greet the guests first.", False),
+        ("Train every day. Then rest. As a chatbot I do neither.", False),
+        ("The railway company is sorry for the delay.", False),
+    ],
+)
+def test_answers_that_open_as_refusals_do(text: str, expected: bool) -> None:
+    assert is_excuse(text) is expected

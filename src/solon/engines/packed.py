@@ -1,9 +1,10 @@
 """Weights laid out once for the processor's matrix products, while tokens are generated.
 
-In bfloat16 on a CPU, PyTorch brings a layer's weights into oneDNN's own layout at every call. With the few
-rows of a decoding step that costs as much as the product. Done once for a whole answer, the same kernels run
-on the same numbers: results are equal bit for bit. The packed copies live as long as the block, so weights
-that are trained between two answers are packed anew.
+On a CPU, PyTorch brings a layer's weights into the matrix library's own layout at every call. With the few
+rows of a decoding step that costs as much as the product. In bfloat16, done once for a whole answer, the same
+kernels run on the same numbers: results are equal bit for bit. In float32 the plain product is another
+library's (MKL), which is slow at 4 to 64 rows; here results differ by rounding. The packed copies live as
+long as the block, so weights that are trained between two answers are packed anew.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from solon.engines.hooks import divided
 
 _ROWS = 16  # Of the products that the layout is made for; others run on it as well.
 WORTH = 8  # New tokens an answer from which packing, about three tokens' time, is worth it.
+FEW = 4  # Rows below which a plain product in float32 is the faster one.
+_DTYPES = (torch.bfloat16, torch.float32)
 
 
 @contextmanager
@@ -26,7 +29,8 @@ def packed(model: Any, new_tokens: int) -> Iterator[None]:
     layers = [module for module in model.modules() if _fits(module)] if _pays(model, new_tokens) else []
     for layer in layers:
         weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
-        layer.forward = partial(_product, weight, layer.bias)
+        product = _product if layer.weight.dtype == torch.bfloat16 else partial(_float_product, layer.weight)
+        layer.forward = partial(product, weight, layer.bias)
     try:
         yield
     finally:
@@ -37,7 +41,7 @@ def packed(model: Any, new_tokens: int) -> Iterator[None]:
 def _pays(model: Any, new_tokens: int) -> bool:
     return (
         model.device.type == "cpu"
-        and model.dtype == torch.bfloat16
+        and model.dtype in _DTYPES
         and new_tokens >= WORTH
         and not divided(model)
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -50,7 +54,7 @@ def _fits(module: nn.Module) -> bool:
     return (
         type(module) is nn.Linear
         and "forward" not in vars(module)
-        and module.weight.dtype == torch.bfloat16
+        and module.weight.dtype in _DTYPES
         and min(module.weight.shape) > 64
     )
 
@@ -58,3 +62,9 @@ def _fits(module: nn.Module) -> bool:
 def _product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return found
+
+
+def _float_product(plain: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """As `_product`, but with the `plain` weights where there are few rows."""
+    few = x.numel() < FEW * x.shape[-1]
+    return nn.functional.linear(x, plain, bias) if few else _product(weight, bias, x)
