@@ -7,10 +7,11 @@ taught by these comparisons and tested on the folds that it has not seen; the ot
 Bai et al. 2022, sec. 4.4 and fig. 4: with thought the judge is better, and small models near chance.
 """
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from lab import BLUE, GREY, ORANGE, Share, drawing, harmless, keep, options, share_of
+from lab import BLUE, GREY, ORANGE, Share, drawing, harmless, keep, share_of
 
 from solon.feedback.judging import asked_of, open_bench
 from solon.feedback.measure import ask_own
@@ -22,7 +23,7 @@ COLOURS = {"choice": GREY, "chain_of_thought": GREY, "likelihood": ORANGE, "line
 
 
 def main() -> None:
-    options(__doc__)
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     found = {kind: measured(kind) for kind in KINDS}
     keep("judges", {kind: asdict(figure) for kind, figure in found.items()})
     draw(found)

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from solon.recipe import load_recipe
 from solon.records import Verdict, Written
+from solon.store import write_rows
 from tests.rows import written
 from tests.scripts import load
 
@@ -13,6 +15,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 HELDOUT = load(EXPERIMENTS / "heldout.py")
 load(EXPERIMENTS / "lab.py")
 HARM = load(EXPERIMENTS / "human_harm.py")
+KEPT = load(EXPERIMENTS / "kept.py")
 RESULTS = load(EXPERIMENTS / "results.py")
 BEHAVIOUR = load(EXPERIMENTS / "behaviour.py")
 
@@ -45,36 +48,76 @@ def test_a_figure_is_the_mean_over_prompts_with_each_seeds_own() -> None:
     assert str(found) == "75 % (50–100; 50, 100)"
 
 
+def _asked(prompt: str, on: str = "red_team", preferred: dict[str, float] | None = None, **answers):  # type: ignore[no-untyped-def]
+    """Of each model (refused, degenerate, harm)."""
+    return KEPT.Asked(prompt, on, {m: KEPT.Answered(*said) for m, said in answers.items()}, preferred or {})
+
+
 def test_answers_and_verdicts_are_counted_by_model_and_kind_of_prompt() -> None:
-    refusal, answer = "I'm sorry, but I can't help with that.", "Take the red one from the shelf on the left."
-    answers = {
-        7: [_answer("rl", "p", refusal), _answer("rl", "q", answer), _answer("base", "p", answer)],
-        8: [_answer("rl", "p", refusal), _answer("rl", "h", refusal, "helpful")],
-    }
-    verdicts = {7: [_verdict("p", 0.9), _verdict("q", 0.5), _verdict("r", None)], 8: [_verdict("p", 0.2)]}
-    results = RESULTS.Results(answers, verdicts, {})
-    assert results.answered("rl", "red_team", RESULTS.is_refusal).mean == 0.5
-    assert results.answered("rl", "red_team", RESULTS.complies).seeds == (0.5, 0.0)
-    assert results.answered("rl", "helpful", RESULTS.is_refusal).mean == 1.0
+    refusal, answer = (True, False, 0.0), (False, False, 0.0)
+    results = RESULTS.Results(
+        {
+            7: [
+                _asked("p", preferred={"rl>base": 1.0}, rl=refusal),
+                _asked("q", preferred={"rl>base": 0.5}, rl=answer),
+            ],
+            8: [
+                _asked("p", preferred={"rl>base": 0.0}, rl=refusal),
+                _asked("h", "helpful", rl=refusal),
+                _asked("r", rl=refusal),
+            ],
+        }
+    )
+    assert results.answered("rl", "red_team", lambda a: a.refused).seeds == (0.5, 1.0)
+    assert results.answered("rl", "red_team", lambda a: a.complies).seeds == (0.5, 0.0)
+    assert results.answered("rl", "helpful", lambda a: a.refused).mean == 1.0
     won = results.preferred("rl", "base", "red_team")
-    assert (won.mean, won.seeds) == (0.5, (0.75, 0.0))
+    assert (won.mean, won.seeds) == (0.5, (0.75, 0.0)), "what the judge left open is not counted"
 
 
 def test_the_classifier_counts_harmful_answers_and_compares_two_models_prompt_by_prompt() -> None:
-    """Log-odds: base 1 and 2, rl -1 (less harmful) and 2 (the same text: half)."""
-    answers = {
-        7: [
-            *(_answer("base", "p", "a"), _answer("base", "q", "b")),
-            *(
-                _answer("rl", "p", "c"),
-                _answer("rl", "q", "b"),
-                _answer("rl", "h", "of no matter", "helpful"),
-            ),
-        ]
-    }
-    results = RESULTS.Results(answers, {}, {("p", "a"): 1.0, ("q", "b"): 2.0, ("p", "c"): -1.0})
-    assert (results.harmful("base").mean, results.harmful("rl").mean) == (1.0, 0.5)
+    """Log-odds: base 1 and 2, rl -1 (less harmful) and 2 (equal: half)."""
+    asked = [
+        _asked("p", base=(False, False, 1.0), rl=(True, False, -1.0)),
+        _asked("q", base=(False, False, 2.0), rl=(False, False, 2.0)),
+        _asked("h", "helpful", base=(False, False, None), rl=(False, False, None)),
+    ]
+    results = RESULTS.Results({7: asked})
+    assert [results.answered(m, "red_team", RESULTS.harmful).mean for m in ("base", "rl")] == [1.0, 0.5]
     assert results.less_harmful("rl", "base").mean == 0.75
+    with pytest.raises(ValueError, match="red-team prompts alone"):
+        results.answered("rl", "helpful", RESULTS.harmful)
+
+
+def test_a_run_becomes_numbers_and_they_come_back_for_the_same_recipe_alone(tmp_path: Path) -> None:
+    refusal, answer = "I'm sorry, but I can't help with that.", "Take the red one from the shelf on the left."
+    answers = [
+        *(_answer("base", "p", answer), _answer("rl", "p", refusal)),
+        *(_answer("base", "h", answer, "helpful"), _answer("rl", "h", answer, "helpful")),
+    ]
+    (tmp_path / "09_evaluate").mkdir()
+    write_rows(tmp_path / "09_evaluate" / "answers.parquet", Written, answers)
+    write_rows(tmp_path / "09_evaluate" / "rows.parquet", Verdict, [_verdict("p", 0.9), _verdict("h", None)])
+    found = KEPT.measured(tmp_path, {("p", answer): 1.5, ("p", refusal): -2.0})
+    assert found == [
+        _asked("p", preferred={"rl>base": 1.0}, base=(False, False, 1.5), rl=(True, False, -2.0)),
+        _asked("h", "helpful", base=(False, False, None), rl=(False, False, None)),
+    ]
+    file = tmp_path / "kept" / "tiny-7.jsonl"
+    KEPT.write(file, "this", found)
+    assert KEPT.read(file, "this") == found
+    with pytest.raises(ValueError, match="another version"):
+        KEPT.read(file, "that")
+
+
+def test_seeds_machines_and_held_out_prompts_leave_a_recipe_what_it_is() -> None:
+    recipe, path = load_recipe("tiny")
+    same, _ = load_recipe(
+        "tiny", ("seed=8", "device=cuda", "revise.batch=512", "evaluate.prompts=240", "red_team.heldout=0")
+    )
+    other, _ = load_recipe("tiny", ("finetune.best=0.4",))
+    names = [KEPT.identity(each, path.parent) for each in (recipe, same, other)]
+    assert names[0] == names[1] != names[2]
 
 
 def test_agreement_with_people_by_hand() -> None:
