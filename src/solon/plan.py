@@ -230,6 +230,7 @@ STAGES: tuple[Stage, ...] = (
         lambda r: f"check of the judge: {', '.join(r.judge.kinds)}",
         check_paths,
         roles=lambda r: ("judge",),
+        version=2,
     ),
     Stage(
         3,

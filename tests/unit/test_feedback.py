@@ -1,6 +1,7 @@
 """Judges: the probe's fit, both orders of the choice, and what cannot be scored."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from solon.errors import RunError, UsageError
 from solon.feedback.base import Judgement, Question, fit_to_context, mean_win, sigmoid
 from solon.feedback.choice import ChoiceJudge
 from solon.feedback.demonstrated import demonstrated
-from solon.feedback.linear_probe import Grid, LinearProbe, off_topic_pairs
+from solon.feedback.linear_probe import Grid, LinearProbe, TaughtProbe, off_topic_pairs
+from solon.feedback.probe_file import load_probe, save_probe
 from solon.feedback.readout import fit, fit_path
 
 PRINCIPLE = Principle(id="p", about="a", critique="c", revision="r", question="Which is kinder?")
@@ -38,8 +40,8 @@ def _letters(request: ScoreRequest, layer: float) -> list[float]:
 ONE = Grid((0.5,), ("mean",), (1.0,), (0.0,))
 
 
-def _probe(grid: Grid = ONE, count: int = 8) -> LinearProbe:
-    return LinearProbe(ScriptedEngine(hidden=_letters), _taught(count), grid, 4, 0)
+def _probe(grid: Grid = ONE, count: int = 8) -> TaughtProbe:
+    return TaughtProbe(ScriptedEngine(hidden=_letters), _taught(count), grid, 4, 0)
 
 
 def test_fit_finds_the_optimum() -> None:
@@ -111,10 +113,10 @@ def test_probe_chooses_the_layer_that_tells() -> None:
         return noise if layer < 0.5 else _letters(request, layer)[:1]
 
     comparisons = _taught(12)
-    probe = LinearProbe(
+    probe = TaughtProbe(
         ScriptedEngine(hidden=hidden), comparisons, Grid((0.2, 0.8), ("mean",), (1.0,), (0.0,)), 4, 0
     )
-    assert probe.setting.layer == 0.8
+    assert probe.fitted.setting.layer == 0.8
     assert min(probe.held_out()) > 0.5
 
 
@@ -127,7 +129,7 @@ def test_what_is_held_out_was_never_seen() -> None:
         return known.setdefault(request.continuation, rng.normal(0, 1, 60).tolist())
 
     comparisons = _taught(40)
-    probe = LinearProbe(
+    probe = TaughtProbe(
         ScriptedEngine(hidden=hidden), comparisons, Grid((0.5,), ("mean",), (0.1,), (0.0,)), 5, 0
     )
     asked = [Question(PRINCIPLE, c.prompt, c.better, c.worse) for c, _ in comparisons]
@@ -327,7 +329,7 @@ def _refusing(request: ScoreRequest, layer: float) -> list[float]:
     return [float(request.continuation.startswith("no")), 1.0]
 
 
-def test_a_refusal_may_be_better_on_one_kind_of_prompt_and_worse_on_the_other() -> None:
+def test_a_refusal_may_be_better_on_one_kind_of_prompt_and_worse_on_the_other(tmp_path: Path) -> None:
     """One direction cannot say so; the cross-validation finds that the kinds want their own."""
     harm = PRINCIPLE.model_copy(update={"id": "harm", "asked_on": "red_team"})
     help_ = PRINCIPLE.model_copy(update={"id": "help", "asked_on": "helpful"})
@@ -337,8 +339,8 @@ def test_a_refusal_may_be_better_on_one_kind_of_prompt_and_worse_on_the_other() 
         for p, texts in ((harm, (f"no {i}", f"yes {i}")), (help_, (f"yes {i}", f"no {i}")))
     ]
     grid = Grid((0.5,), ("mean",), (1.0,), (0.0,), (0.0, 4.0))
-    probe = LinearProbe(ScriptedEngine(hidden=_refusing), taught, grid, 4, 0)
-    assert probe.setting.kinds == 4.0
+    probe = TaughtProbe(ScriptedEngine(hidden=_refusing), taught, grid, 4, 0)
+    assert probe.fitted.setting.kinds == 4.0
     anywhere = PRINCIPLE.model_copy(update={"id": "new"})
     asked = [Question(anywhere, "q", "no", "yes", kind=kind) for kind in ("red_team", "helpful", None)]
     harmful, ordinary, unknown = (j.p_a for j in probe.compare(asked))
@@ -348,6 +350,9 @@ def test_a_refusal_may_be_better_on_one_kind_of_prompt_and_worse_on_the_other() 
     assert ordinary < 0.3
     assert unknown == pytest.approx(0.5, abs=0.05)
     assert min(probe.held_out()) > 0.5
+    save_probe(probe.fitted, tmp_path / "probe")
+    again = LinearProbe(ScriptedEngine(hidden=_refusing), load_probe(tmp_path / "probe"))
+    assert again.compare(asked) == probe.compare(asked), "a probe on the disk judges as it did"
 
 
 def _topic_and_kindness(request: ScoreRequest, layer: float) -> list[float]:
@@ -360,7 +365,7 @@ def _topic_and_kindness(request: ScoreRequest, layer: float) -> list[float]:
 def test_a_probe_can_be_taught_that_an_answer_belongs_to_its_question(share: float, preferred: float) -> None:
     """Without off-topic pairs the first feature never differs, and the probe is blind to it."""
     engine = ScriptedEngine(hidden=_topic_and_kindness)
-    probe = LinearProbe(engine, _taught(24), ONE, 2, 0, share)
+    probe = TaughtProbe(engine, _taught(24), ONE, 2, 0, share)
     [judgement] = probe.compare([Question(PRINCIPLE, "q7", "kind 7", "kind 8")])
     assert judgement.p_a is not None
     assert judgement.p_a == pytest.approx(0.5) if share == 0 else judgement.p_a > preferred

@@ -121,55 +121,26 @@ class Taught:
         )
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a probe has learned: all that it judges by."""
+
+    setting: ProbeSetting
+    groups: Groups
+    readout: Readout
+
+
 class LinearProbe:
     """A judge that compares the readouts of two answers."""
 
-    def __init__(
-        self,
-        engine: ReadableEngine,
-        comparisons: Sequence[tuple[Comparison, Principle]],
-        grid: Grid,
-        folds: int,
-        seed: int,
-        off_topic: float = 0.0,
-    ) -> None:
-        """Choose a setting and fit it to comparisons, each with its principle.
-
-        Raises UsageError if there are fewer than `MIN_COMPARISONS`.
-        """
-        if len(comparisons) < MIN_COMPARISONS:
-            raise UsageError(
-                f"the linear probe needs at least {MIN_COMPARISONS} comparisons, the constitution has "
-                f"{len(comparisons)} for this purpose. Write more under demonstrations.comparisons, "
-                "or set judge.kind=choice."
-            )
+    def __init__(self, engine: ReadableEngine, fitted: Fitted) -> None:
+        """Judge by what was learned before."""
         self._engine = engine
-        self._taught = _teach(engine, comparisons, grid, folds, seed, off_topic)
-        self._groups = Groups(tuple(sorted({principle.id for _, principle in comparisons})))
-        self._reading = _Reading(grid, self._groups)
-        self.setting = self._reading.choose(self._taught)
-        [self._readout] = self._reading.fit(self._taught, [self.setting])
+        self.fitted = fitted
 
     @property
     def name(self) -> str:
         return f"linear_probe:{self._engine.name}"
-
-    def held_out(self) -> list[float | None]:
-        """P(better) of each comparison, by a readout whose setting and weights never saw its fold.
-
-        Folds go by prompt, so that two comparisons of one prompt are never on both sides. None where there is
-        no other fold to fit on.
-        """
-        taught = self._taught
-        p_n = np.full(len(taught.principles), np.nan)
-        for fold in np.unique(taught.folds):
-            test = taught.folds == fold
-            if not test.all():
-                rest, tested = taught.only(~test), test & taught.real
-                setting = self._reading.choose(rest)
-                [readout] = self._reading.fit(rest, [setting])
-                p_n[tested] = self._reading.read(readout, taught.only(tested), setting)
-        return [None if np.isnan(p) else float(p) for p in p_n[taught.real]]
 
     def compare(self, questions: Sequence[Question]) -> list[Judgement]:
         """sigmoid(readout of a - readout of b), by the direction of the principle and the kind of prompt."""
@@ -190,15 +161,62 @@ class LinearProbe:
         """Readouts in logits: of a and b of each question. Equal texts are read once."""
         requests = [ScoreRequest(q.conversation, text) for q in questions for text in (q.a, q.b)]
         unique = {request: i for i, request in enumerate(dict.fromkeys(requests))}
-        layers, poolings = [self.setting.layer], [self.setting.pooling]
+        layers, poolings = [self.fitted.setting.layer], [self.fitted.setting.pooling]
         features = self._engine.hidden_features(list(unique), layers, poolings)[:, 0, 0].astype(np.float64)
         chosen = features[[unique[request] for request in requests]]
         if not questions:
             return []
         principles = [q.principle.id for q in questions for _ in "ab"]
         asked_on = [q.kind or q.principle.asked_on for q in questions for _ in "ab"]
-        shares = self._groups.shares(principles, asked_on, self.setting)
-        return [float(score) for score in self._readout.score(chosen, shares)]
+        shares = self.fitted.groups.shares(principles, asked_on, self.fitted.setting)
+        return [float(score) for score in self.fitted.readout.score(chosen, shares)]
+
+
+class TaughtProbe(LinearProbe):
+    """A probe with the comparisons that it was fitted on, which can say how well it does without each."""
+
+    def __init__(
+        self,
+        engine: ReadableEngine,
+        comparisons: Sequence[tuple[Comparison, Principle]],
+        grid: Grid,
+        folds: int,
+        seed: int,
+        off_topic: float = 0.0,
+    ) -> None:
+        """Choose a setting and fit it to comparisons, each with its principle.
+
+        Raises UsageError if there are fewer than `MIN_COMPARISONS`.
+        """
+        if len(comparisons) < MIN_COMPARISONS:
+            raise UsageError(
+                f"the linear probe needs at least {MIN_COMPARISONS} comparisons, the constitution has "
+                f"{len(comparisons)} for this purpose. Write more under demonstrations.comparisons, "
+                "or set judge.kind=choice."
+            )
+        self._taught = _teach(engine, comparisons, grid, folds, seed, off_topic)
+        groups = Groups(tuple(sorted({principle.id for _, principle in comparisons})))
+        self._reading = _Reading(grid, groups)
+        setting = self._reading.choose(self._taught)
+        [readout] = self._reading.fit(self._taught, [setting])
+        super().__init__(engine, Fitted(setting, groups, readout))
+
+    def held_out(self) -> list[float | None]:
+        """P(better) of each comparison, by a readout whose setting and weights never saw its fold.
+
+        Folds go by prompt, so that two comparisons of one prompt are never on both sides. None where there is
+        no other fold to fit on.
+        """
+        taught = self._taught
+        p_n = np.full(len(taught.principles), np.nan)
+        for fold in np.unique(taught.folds):
+            test = taught.folds == fold
+            if not test.all():
+                rest, tested = taught.only(~test), test & taught.real
+                setting = self._reading.choose(rest)
+                [readout] = self._reading.fit(rest, [setting])
+                p_n[tested] = self._reading.read(readout, taught.only(tested), setting)
+        return [None if np.isnan(p) else float(p) for p in p_n[taught.real]]
 
 
 def _conversation(question: Question) -> Conversation:

@@ -17,7 +17,7 @@ from solon.feedback.choice import ChoiceJudge
 from solon.feedback.demonstrated import demonstrated
 from solon.feedback.ensemble import Ensemble, OverPrinciples
 from solon.feedback.likelihood import LikelihoodJudge, Reading
-from solon.feedback.linear_probe import Grid, LinearProbe
+from solon.feedback.linear_probe import Fitted, Grid, LinearProbe, TaughtProbe
 from solon.feedback.measure import Item, Result, ask, ask_own, items_of, items_of_file
 from solon.feedback.score import ScoreJudge
 from solon.judge_settings import JudgeKind, JudgeSettings
@@ -90,7 +90,10 @@ class Picked:
 
 def open_judge(kind: JudgeKind, bench: Bench) -> Judge:
     """A judge of that kind, uncalibrated, taught by the comparisons of the bench's purpose alone."""
-    judge = _OPENERS[kind](bench)
+    return _over_principles(_OPENERS[kind](bench), bench)
+
+
+def _over_principles(judge: Judge, bench: Bench) -> Judge:
     settings = bench.settings
     if settings.principles > 1:
         principles = bench.constitution.of(bench.purpose)
@@ -102,9 +105,13 @@ def _linear_probe(bench: Bench) -> Judge:
     probe, settings, purpose = bench.settings.probe, bench.settings, bench.purpose
     shown = [(c, bench.constitution.principle(c.principle)) for c in bench.constitution.comparisons(purpose)]
     grid = Grid(probe.layers, probe.poolings, probe.l2, probe.own, probe.kinds)
-    if not isinstance(bench.engine, ReadableEngine):
-        raise UsageError(f"linear_probe reads hidden states, which {bench.engine.name} does not show.")
-    return LinearProbe(bench.engine, shown, grid, settings.folds, bench.seed, probe.off_topic)
+    return TaughtProbe(_readable(bench.engine), shown, grid, settings.folds, bench.seed, probe.off_topic)
+
+
+def _readable(engine: Engine) -> ReadableEngine:
+    if not isinstance(engine, ReadableEngine):
+        raise UsageError(f"linear_probe reads hidden states, which {engine.name} does not show.")
+    return engine
 
 
 def _choice(bench: Bench) -> Judge:
@@ -152,9 +159,13 @@ def _calibrated(judge: Judge, results: Sequence[Result], settings: JudgeSettings
     return Calibrated(judge, fit_calibration(settings.calibration, scored))
 
 
-def reopen(kind: JudgeKind, calibration: Calibration, bench: Bench) -> Calibrated:
-    """A judge that was picked and calibrated before."""
-    return Calibrated(open_judge(kind, bench), calibration)
+def reopen(
+    kind: JudgeKind, calibration: Calibration, bench: Bench, fitted: Fitted | None = None
+) -> Calibrated:
+    """A judge that was picked and calibrated before; a probe by what it has learned, if that is given."""
+    if fitted is None:
+        return Calibrated(open_judge(kind, bench), calibration)
+    return Calibrated(_over_principles(LinearProbe(_readable(bench.engine), fitted), bench), calibration)
 
 
 def pick(bench: Bench, check_file: Path | None = None) -> Picked:

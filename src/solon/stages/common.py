@@ -13,6 +13,7 @@ from solon.engines.opening import open_role
 from solon.errors import RunError
 from solon.feedback.calibration import Calibrated, Calibration
 from solon.feedback.opening import Bench, reopen
+from solon.feedback.probe_file import PROBE, load_probe
 from solon.models import ModelSource, pick_device, pick_dtype
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
@@ -49,9 +50,11 @@ def judge_bench(recipe: Recipe, inputs: Inputs, engine: Engine, purpose: Purpose
 
 def picked_judge(recipe: Recipe, inputs: Inputs, engine: Engine) -> Calibrated:
     """The judge that the preflight picked, with its calibration."""
-    picked = json.loads((inputs.folders["preflight"] / PICKED).read_text(encoding="utf-8"))
+    folder = inputs.folders["preflight"]
+    picked = json.loads((folder / PICKED).read_text(encoding="utf-8"))
     calibration = Calibration.from_dict(picked["calibration"])
-    return reopen(picked["kind"], calibration, judge_bench(recipe, inputs, engine, "training"))
+    fitted = load_probe(folder / PROBE) if picked["kind"] == "linear_probe" else None
+    return reopen(picked["kind"], calibration, judge_bench(recipe, inputs, engine, "training"), fitted)
 
 
 def choose(

@@ -10,7 +10,10 @@ import json
 from solon.engines.base import tokens_used
 from solon.errors import RunError
 from solon.feedback.check import Check
+from solon.feedback.ensemble import by_one_principle
+from solon.feedback.linear_probe import LinearProbe
 from solon.feedback.opening import Picked, pick
+from solon.feedback.probe_file import PROBE, save_probe
 from solon.pipeline import Inputs
 from solon.plan import check_paths
 from solon.recipe import Recipe
@@ -29,12 +32,16 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     calibration = picked.judge.calibration.as_dict()
     choice = {"kind": picked.kind, "calibration": calibration}
     write_atomically(workspace.folder / PICKED, json.dumps(choice, indent=1))
+    probe = by_one_principle(picked.judge.judge)
+    if isinstance(probe, LinearProbe):
+        save_probe(probe.fitted, workspace.folder / PROBE)
     metrics = {
         **choice,
         "checks": {k: [m.check.as_dict() for m in sets] for k, sets in picked.measured.items()},
     }
     rows = [row for sets in picked.measured.values() for one in sets for row in one.rows()]
-    return StageResult(rows, metrics, outputs=(PICKED,), tokens=tokens_used(engine) - before)
+    outputs = (PICKED, PROBE) if isinstance(probe, LinearProbe) else (PICKED,)
+    return StageResult(rows, metrics, outputs=outputs, tokens=tokens_used(engine) - before)
 
 
 def describe(check: Check) -> str:
