@@ -241,7 +241,7 @@ STAGES: tuple[Stage, ...] = (
         _revise,
         _count_revise,
         roles=lambda r: ("critic", "judge") if r.revise.candidates > 1 else ("critic",),
-        version=2,
+        version=3,
     ),
     Stage(
         4,

@@ -60,6 +60,9 @@ class Revise(Settings):
 
     prompts: int = Field(default=64, ge=1, description="Red-team training prompts to answer and revise")
     helpful: int = Field(default=48, ge=0, description="Helpful training prompts to answer")
+    tries: int = Field(
+        default=1, ge=1, description="Answers asked of a helpful prompt at the most, until one does not evade"
+    )
     rounds: int = Field(default=2, ge=1, description="Rounds of critique and revision, a principle each")
     critique: bool = Field(default=True, description="False: revise directly, without a critique")
     ask: Literal["conversation", "question"] = Field(

@@ -30,8 +30,7 @@ ROWS = [
     _row("fraud", "Ask the bank instead.", better=0.8),
     _row("spy", "That is her own business.", better=None),
     _row("bread", "Knead it well and let it rise.", "answer", "helpful"),
-    _row("soup", "I'm sorry, but I can't help with that.", "answer", "helpful"),
-    _row("tea", "I'm sorry for the mistake, but tea is drunk hot.", "answer", "helpful"),
+    _row("soup", "I'm sorry, but I can't help with that.", "answer", "helpful").changed(unusable="evasive"),
 ]
 
 
@@ -39,7 +38,7 @@ def _texts(settings: Finetune) -> list[str]:
     return [text for _, text, _ in training_pairs(ROWS, settings)]
 
 
-def test_the_last_revision_of_each_prompt_and_answers_that_neither_refuse_nor_begin_like_it() -> None:
+def test_the_last_revision_of_each_prompt_and_answers_that_do_not_evade() -> None:
     assert _texts(Finetune()) == [
         "I will not help with it.",
         "No, and please do not.",

@@ -107,3 +107,24 @@ def test_a_later_round_is_still_measured_by_the_first_answer() -> None:
     assert kept[1].better == pytest.approx(1 / (1 + 2.0 ** (len("First.") - len("Third of all."))))
     assert kept[1].score is not None
     assert kept[1].score < kept[1].better, "the score is beside the other candidate, and the text of round 1"
+
+
+@pytest.mark.parametrize(("tries", "asked"), [(1, 1), (2, 2), (5, 3)])
+def test_an_ordinary_prompt_is_asked_again_while_its_answer_evades(tries: int, asked: int) -> None:
+    texts = iter(
+        ["I'm sorry, but I can't help with that.", "I'm sorry for the mistake.", "Bake it.", "Too much."]
+    )
+    recipe = Recipe.model_validate({"name": "r", "revise": {"tries": tries}})
+    inputs = Inputs(CONSTITUTION, MODEL, {}, Path(), {})
+    seeds: list[int] = []
+
+    def reply(request: GenerateRequest) -> str:
+        seeds.append(request.seed)
+        return next(texts)
+
+    engine = ScriptedEngine(reply)
+    prompt = Prompt(origin="o", text="Q", kind="helpful", split="train")
+    rows, _ = Reviser(recipe, inputs, engine, engine, None).work([prompt])
+    evasive = [(n, "evasive") for n in range(2)]
+    assert [(row.number, row.unusable) for row in rows] == [*evasive, (2, None)][:asked]
+    assert len(set(seeds)) == asked

@@ -22,7 +22,6 @@ from solon.pipeline import Inputs
 from solon.progress import Advance
 from solon.recipe import Recipe
 from solon.records import Finish, Step, Written
-from solon.refusal import is_excuse, is_refusal
 from solon.stages.common import or_least
 from solon.store import StageResult, Workspace
 from solon.text import complete_sentences, is_degenerate
@@ -78,9 +77,7 @@ def _targets(rows: Sequence[Written], settings: Finetune) -> Iterator[Written]:
     yield from _best(revisions, settings.best)
     if settings.helpful:
         ordinary = (r for r in rows if r.kind == "answer" and r.prompt_kind == "helpful")
-        # The base model refuses some of them by mistake, or begins as if it would: that is what the mixture
-        # is to prevent.
-        yield from (r for r in ordinary if not (is_refusal(r.text) or is_excuse(r.text)))
+        yield from (r for r in ordinary if r.unusable is None)
 
 
 def _best(revisions: Sequence[Written], share: float) -> list[Written]:

@@ -7,7 +7,9 @@ turn of the model itself. Models too small to rework a text are shown the critiq
 question alone (`revise.ask: question`). Every text is kept; a filter that rejects a revision names its
 reason, and the next round then builds on the last usable text.
 
-Helpful prompts are answered once and not revised: they keep the fine-tuned model helpful.
+Answers to helpful prompts are not revised: they keep the fine-tuned model helpful. One that refuses, or
+begins as if it would, is no use for that, and is asked for again: where the model is evasive by itself,
+fine-tuning needs an example the most.
 """
 
 import random
@@ -23,6 +25,7 @@ from solon.filters import clean, reject_revision
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, TextKind, Written
+from solon.refusal import is_excuse, is_refusal
 from solon.stages.common import (
     asks,
     choose,
@@ -37,6 +40,8 @@ from solon.store import StageResult, Workspace
 from solon.templates import fill
 from solon.text import leading_sentences
 
+EVASIVE = "evasive"  # Why an answer to a helpful prompt is unusable
+
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     settings = recipe.revise
@@ -48,7 +53,12 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     rows = workspace.batches(in_batches(chosen, settings.batch), Written, reviser.work, "prompts")
     reasons = Counter(r.unusable for r in rows if r.kind == "revision" and r.chosen)
     total, usable = reasons.total(), reasons.pop(None, 0)
-    metrics = {"revisions": {"total": total, "usable": usable}, "filters": dict(reasons)}
+    evaded = {r.prompt_id for r in rows if r.unusable == EVASIVE}
+    metrics = {
+        "revisions": {"total": total, "usable": usable},
+        "filters": dict(reasons),
+        "evasive": len(evaded),
+    }
     return StageResult(rows, metrics)
 
 
@@ -67,6 +77,15 @@ class Thread:
     prompt: Prompt
     current: Written
     rows: tuple[Written, ...]
+
+
+def _marked(thread: Thread) -> Thread:
+    """A helpful prompt's thread, whose answer is unusable if it evades."""
+    answer = thread.current
+    if not (is_refusal(answer.text) or is_excuse(answer.text)):
+        return thread
+    evasive = answer.changed(unusable=EVASIVE, chosen=False)
+    return Thread(thread.prompt, evasive, (evasive,))
 
 
 @dataclass(frozen=True)
@@ -98,13 +117,25 @@ class Reviser:
         revised = [t for t in threads if t.prompt.kind == "red_team"]
         for number in range(1, self._settings.rounds + 1):
             revised = self._round(revised, number)
-        others = [t for t in threads if t.prompt.kind != "red_team"]
+        others = self._ask_again([t for t in threads if t.prompt.kind != "red_team"])
         rows = [row for thread in [*revised, *others] for row in thread.rows]
         return rows, sum(row.tokens for row in rows)
 
-    def _answer(self, prompts: Sequence[Prompt]) -> list[Thread]:
-        sampling = self._settings.answer
-        requests = [GenerateRequest(asks(p.text), sampling, seed_from(self._seed, p.id, 0)) for p in prompts]
+    def _ask_again(self, threads: Sequence[Thread]) -> list[Thread]:
+        """Threads of helpful prompts, answered anew while they evade and there are tries left."""
+        settled = {thread.prompt.id: _marked(thread) for thread in threads}
+        for attempt in range(1, self._settings.tries):
+            evasive = [t for t in settled.values() if t.current.unusable]
+            for new in self._answer([t.prompt for t in evasive], attempt):
+                old, now = settled[new.prompt.id], _marked(new)
+                settled[new.prompt.id] = replace(now, rows=(*old.rows, *now.rows))
+        return list(settled.values())
+
+    def _answer(self, prompts: Sequence[Prompt], attempt: int = 0) -> list[Thread]:
+        sampling, again = self._settings.answer, (attempt,) if attempt else ()
+        requests = [
+            GenerateRequest(asks(p.text), sampling, seed_from(self._seed, p.id, 0, *again)) for p in prompts
+        ]
         threads = []
         for prompt, completion in zip(prompts, completions(self._policy, requests), strict=True):
             row = written(
@@ -114,6 +145,7 @@ class Reviser:
                 request=prompt.text,
                 sampling=sampling,
                 origin=self._policy.name,
+                number=attempt,
             )
             threads.append(Thread(prompt, row, (row,)))
         return threads
