@@ -176,7 +176,7 @@ def _learns_from(recipe: Recipe) -> tuple[str, ...]:
     algorithms = set(recipe.reinforce.algorithm)
     names = (
         ("preflight", _guarded(recipe)),
-        ("sample", recipe.reinforce.undecided > 0),
+        ("sample", recipe.reinforce.undecided > 0 or recipe.reinforce.helpful_share == "balanced"),
         ("label", "dpo" in algorithms),
         ("reward", bool(algorithms - {"dpo"})),
     )

@@ -1,6 +1,6 @@
 """The settings of what is trained: fine-tuning, the reward model, and reinforcement."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -101,7 +101,11 @@ class Reinforce(Settings):
     )
     steps: int = Field(default=20, ge=1, description="Rollout batches")
     episodes: int = Field(default=16, ge=2, description="Episodes a step, of all processes together")
-    helpful_share: float = Field(default=0.33, ge=0, lt=1, description="Share of helpful prompts")
+    helpful_share: Annotated[float, Field(ge=0, lt=1)] | Literal["balanced"] = Field(
+        default=0.33,
+        description="Share of helpful prompts; balanced: as many as push as hard against refusing as "
+        "red-team prompts push for it",
+    )
     sampling: Sampling = Sampling(max_tokens=48, temperature=1.0)
     epochs: int = Field(default=2, ge=1, description="Passes over each rollout batch")
     minibatch: int = Field(default=8, ge=1, description="Episodes an optimisation step")

@@ -22,8 +22,8 @@ def test_as_many_prompts_of_each_kind_are_watched_whatever_the_mixture() -> None
 
 def test_every_step_has_its_share_of_each_kind() -> None:
     for share, least in ((0.75, 4), (0.8, 4), (0.0, 0)):
-        recipe = Recipe.model_validate({"name": "r", "reinforce": {"helpful_share": share}})
-        drawn = draw_prompts(recipe, PROMPTS, frozenset(), 30)
+        recipe = Recipe.model_validate({"name": "r"})
+        drawn = draw_prompts(recipe, PROMPTS, frozenset(), 30, share)
         helpful = [[p.kind for p in drawn[i : i + 6]].count("helpful") for i in range(0, 30, 6)]
         assert set(helpful) <= {least, least + 1}, "6 x 0.75 = 4.5"
         assert abs(sum(helpful) - 30 * share) < 1
@@ -43,9 +43,8 @@ def test_undecided_prompts_have_their_share_of_each_kind_and_come_again_when_use
     wanted = {p.id for p in PROMPTS if p.text in ("red_team 1", "red_team 2", "helpful 3")}
 
     def drawn(share: float, wanted: frozenset[str] | set[str]) -> list[Prompt]:
-        document = {"helpful_share": 0.5, "undecided": share}
-        recipe = Recipe.model_validate({"name": "r", "reinforce": document})
-        return draw_prompts(recipe, PROMPTS, wanted, 40)
+        recipe = Recipe.model_validate({"name": "r", "reinforce": {"undecided": share}})
+        return draw_prompts(recipe, PROMPTS, wanted, 40, 0.5)
 
     found = drawn(0.75, wanted)
     for kind in KINDS:

@@ -10,12 +10,14 @@ from solon.models import load_model, load_tokenizer, pick_device, pick_dtype, re
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Prompt, Step
+from solon.stages.balance import helpful_share
 from solon.stages.prompting import draw_prompts, wanted_ids
 from solon.stages.shaping import open_reward
 from solon.store import Workspace
 from solon.training.adapters import save_merged
 from solon.training.encoding import Encoder
 from solon.training.neighbours import OnlinePrompt, Setup, preference_pairs, train_dpo, train_online
+from solon.training.ranks import Ranks
 from solon.training.reward_model import load_reward_model
 from solon.training.step_log import StepLog
 
@@ -76,15 +78,17 @@ def _train(
         else:
             trunk = load_model(source, device, dtype)
             reward_model = load_reward_model(inputs.folders["reward"] / "model", trunk, tokenizer)
-            trained = train_online(
-                algorithm, setup, _asked(recipe, inputs), open_reward(recipe, inputs, reward_model)
+            reward = open_reward(recipe, inputs, reward_model)
+            share = helpful_share(
+                recipe, inputs, reward, Encoder(tokenizer), Ranks(0, 1, torch.device(device))
             )
+            trained = train_online(algorithm, setup, _asked(recipe, inputs, share), reward)
     save_merged(trained, tokenizer, folder, dtype)
 
 
-def _asked(recipe: Recipe, inputs: Inputs) -> list[OnlinePrompt]:
+def _asked(recipe: Recipe, inputs: Inputs, share: float) -> list[OnlinePrompt]:
     """PPO's prompts in PPO's order."""
     count = recipe.reinforce.steps * recipe.reinforce.episodes
     every = inputs.rows("red_team", Prompt)
-    rows = draw_prompts(recipe, every, wanted_ids(recipe, inputs), count)
+    rows = draw_prompts(recipe, every, wanted_ids(recipe, inputs), count, share)
     return [OnlinePrompt(prompt.text, prompt.kind) for prompt in rows]

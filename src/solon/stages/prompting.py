@@ -43,12 +43,14 @@ def wanted_ids(recipe: Recipe, inputs: Inputs) -> frozenset[str]:
     return undecided(inputs.rows("sample", Written)) if recipe.reinforce.undecided else frozenset()
 
 
-def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], wanted: Set[str], count: int) -> list[Prompt]:
+def draw_prompts(
+    recipe: Recipe, prompts: Sequence[Prompt], wanted: Set[str], count: int, share: float
+) -> list[Prompt]:
     """`count` training prompts; where in the order the red-team ones begin is drawn by the recipe's seed.
 
-    Both kinds are spread evenly, in the set proportion: a step of few prompts has its share of each, where
-    drawing the kinds would leave some steps without one. So are, in each kind, those that are `wanted`, the
-    ids of undecided prompts; a kind without any has others in their place.
+    Both kinds are spread evenly, a `share` of helpful ones: a step of few prompts has its share of each,
+    where drawing the kinds would leave some steps without one. So are, in each kind, those that are `wanted`,
+    the ids of undecided prompts; a kind without any has others in their place.
     """
     settings = recipe.reinforce
     start = random.Random(seed_from(recipe.seed, "prompts")).random()
@@ -64,7 +66,7 @@ def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], wanted: Set[str], co
             return others
         return _spread(first, others or first, settings.undecided, count, 0.0)
 
-    red, share = of("red_team"), settings.helpful_share
+    red = of("red_team")
     return _spread(of("helpful") if share else red, red, share, count, start)
 
 

@@ -25,6 +25,7 @@ from solon.pipeline import Inputs
 from solon.plan import model_folder, rl_models
 from solon.recipe import Recipe
 from solon.records import PPO, Prompt, PromptKind, Step
+from solon.stages.balance import helpful_share
 from solon.stages.neighbour import train as train_neighbour
 from solon.stages.prompting import Sampler, StepSampler, draw_prompts, draw_watched, wanted_ids
 from solon.stages.rating import Watch
@@ -32,6 +33,7 @@ from solon.stages.shaping import open_reward
 from solon.store import StageResult, Workspace
 from solon.training import sharding
 from solon.training.adapters import add_adapter, save_merged
+from solon.training.encoding import Encoder
 from solon.training.policy import POLICY, Actors, open_actors
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
@@ -87,6 +89,7 @@ class _Training:
     workspace: Workspace
     source: ModelSource
     tokenizer: Any
+    share: float
     actors: Actors
     trainer: PPOTrainer
     state: Resumable
@@ -120,7 +123,8 @@ class _Training:
         reward = open_reward(recipe, inputs, actors.reward)
         rows = inputs.rows("red_team", Prompt)
         count = settings.steps * settings.episodes // settings.answers_each
-        prompts = draw_prompts(recipe, rows, wanted_ids(recipe, inputs), count)
+        share = helpful_share(recipe, inputs, reward, Encoder(tokenizer), ranks)
+        prompts = draw_prompts(recipe, rows, wanted_ids(recipe, inputs), count, share)
         watched = draw_watched(recipe, rows)
         sampler = Sampler(actors.policy.actor, tokenizer, settings, recipe.batch_tokens)
         sampler.check([*prompts, *watched])
@@ -128,7 +132,8 @@ class _Training:
         trainer = PPOTrainer(actors.policy, reward, sample, settings, recipe.seed, SOURCES, ranks)
         state = Resumable(workspace, trainer.optimiser, "ppo", ranks.rank == 0)
         watch = Watch(recipe, inputs, sampler, reward, watched, workspace.folder / "checkpoint" / "good")
-        return cls(recipe, workspace, source, tokenizer, actors, trainer, state, watch, ranks, accelerator)
+        parts = (actors, trainer, state, watch, ranks, accelerator)
+        return cls(recipe, workspace, source, tokenizer, share, *parts)
 
     @property
     def main(self) -> bool:
@@ -192,7 +197,11 @@ class _Training:
 
     def metrics(self) -> dict[str, Any]:
         settings, done = self.recipe.reinforce, len(self.state.rows())
-        found: dict[str, Any] = {"episodes": done * settings.episodes, "processes": self.ranks.count}
+        found: dict[str, Any] = {
+            "episodes": done * settings.episodes,
+            "helpful_share": self.share,
+            "processes": self.ranks.count,
+        }
         if self.watch.evidence:
             found["guard"] = [e.as_dict() for e in self.watch.evidence]
             found["kept"] = self.watch.good if self.watch.stopped else done
