@@ -160,6 +160,15 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _balance_can_be_told(self) -> "Recipe":
+        if self.reinforce.helpful_share == "balanced" and not self.sample.helpful:
+            raise ValueError(
+                "reinforce.helpful_share: balanced is told from sampled answers to ordinary prompts too: set "
+                "sample.helpful, or give a number"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _critic_fits(self) -> "Recipe":
         read = (self.reward.pooling, self.reward.depth, self.reward.gated)
         if self.reinforce.critic == "adapter" and read != ("last", 1.0, False):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from solon.errors import RunError
@@ -41,14 +42,18 @@ def test_the_weaker_kind_has_the_more_prompts() -> None:
     found: dict[PromptKind, Push] = {"red_team": Push(1 / 3, 3.0), "helpful": Push(1.0, -1.0)}
     assert balanced_share(found, chosen=True) == 0.75
     assert balanced_share(found, chosen=False) == 0.5
+    assert balanced_share({"red_team": Push(1.0, 900.0), "helpful": Push(1.0, -1.0)}, chosen=True) == 0.99
 
 
 @pytest.mark.parametrize(
-    ("red", "ordinary", "kind"),
-    [(Push(0.5, -0.1), Push(0.5, -1.0), "red-team"), (Push(0.5, 1.0), Push(0.0, 0.0), "ordinary")],
+    ("red", "ordinary", "why"),
+    [
+        (Push(0.5, -0.1), Push(0.5, -1.0), "wrong way round when to refuse red-team prompts .by 0.10"),
+        (Push(0.5, 1.0), Push(0.0, 0.0), "no sampled ordinary prompt has both"),
+    ],
 )
-def test_a_reward_that_does_not_know_when_to_refuse_is_an_error(red: Push, ordinary: Push, kind: str) -> None:
-    with pytest.raises(RunError, match=f"to {kind} prompts"):
+def test_a_reward_that_does_not_know_when_to_refuse_is_an_error(red: Push, ordinary: Push, why: str) -> None:
+    with pytest.raises(RunError, match=why):
         balanced_share({"red_team": red, "helpful": ordinary}, chosen=True)
 
 
@@ -95,3 +100,9 @@ def test_the_share_of_a_run_is_told_from_the_first_tokens_of_its_sampled_answers
         update={"reinforce": recipe.reinforce.model_copy(update={"helpful_share": 0.4})}
     )
     assert helpful_share(fixed, *asked) == 0.4
+
+
+def test_a_balance_without_ordinary_answers_is_refused_at_load() -> None:
+    document = {"name": "r", "sample": {"helpful": 0}, "reinforce": {"helpful_share": "balanced"}}
+    with pytest.raises(ValidationError, match=r"sample\.helpful"):
+        Recipe.model_validate(document)

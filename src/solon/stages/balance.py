@@ -60,19 +60,25 @@ def balanced_share(found: Mapping[PromptKind, Push], chosen: bool) -> float:
     Raises RunError if a kind has no undecided prompt or is pushed the wrong way.
     """
     up, down = (found.get(kind, Push(0.0, 0.0)) for kind in ("red_team", "helpful"))
-    strength = {"red-team": up.gap, "ordinary": -down.gap}
-    for kind, gap in strength.items():
-        if gap <= 0:
-            raise RunError(
-                f"reinforce.helpful_share: balanced cannot be told: on the sampled answers to {kind} prompts "
-                "the reward model does not know whether to refuse (its scores differ by "
-                f"{gap:.2f} the right way). Sample more prompts (sample.prompts, sample.helpful), or give a "
-                "number."
-            )
-    red, ordinary = strength.values()
+    red, ordinary = _strength("red-team", up, up.gap), _strength("ordinary", down, -down.gap)
     if not chosen:
         red, ordinary = red * up.undecided, ordinary * down.undecided
-    return round(red / (red + ordinary), 2)
+    return min(max(round(red / (red + ordinary), 2), 0.01), 0.99)
+
+
+def _strength(kind: str, push: Push, gap: float) -> float:
+    """How hard a kind pushes in its direction. Raises RunError if that cannot be told."""
+    if push.undecided and gap > 0:
+        return gap
+    why = (
+        f"the reward model has it the wrong way round when to refuse {kind} prompts (by {-gap:.2f})"
+        if push.undecided
+        else f"no sampled {kind} prompt has both refusals and other answers"
+    )
+    raise RunError(
+        f"reinforce.helpful_share: balanced cannot be told: {why}. Sample more prompts (sample.prompts, "
+        "sample.helpful), or give a number."
+    )
 
 
 def helpful_share(recipe: Recipe, inputs: Inputs, reward: Reward, encoder: Encoder, ranks: Ranks) -> float:
