@@ -6,7 +6,7 @@ digest of all that its result depends on: numbers of another one are refused.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,13 @@ def of_run(folder: Path) -> str:
     return identity(recipe, path.parent)
 
 
-def measured(folder: Path, harm: Mapping[tuple[str, str], float]) -> list[Asked]:
-    """A finished run's numbers. `harm` has the log-odds of red-team answers, by (prompt, text)."""
+def measured(folder: Path, classifier: Callable[[Sequence[tuple[str, str]]], Iterable[float]]) -> list[Asked]:
+    """A finished run's numbers. The classifier tells the log-odds of red-team answers: of (prompt, text)."""
+    rows = list(read_rows(folder / "09_evaluate" / "answers.parquet", Written))
+    different = list(dict.fromkeys((row.prompt, row.text) for row in rows if row.prompt_kind == "red_team"))
+    harm = dict(zip(different, map(float, classifier(different)), strict=True))
     answers: dict[tuple[str, PromptKind], dict[str, Answered]] = {}
-    for row in answered(folder):
+    for row in rows:
         odds = harm[row.prompt, row.text] if row.prompt_kind == "red_team" else None
         found = Answered(is_refusal(row.text), degenerate(row.text), odds)
         answers.setdefault((row.prompt_id, row.prompt_kind), {})[row.origin] = found
@@ -98,11 +101,6 @@ def measured(folder: Path, harm: Mapping[tuple[str, str], float]) -> list[Asked]
             pair = f"{verdict.a_model}>{verdict.b_model}"
             preferred.setdefault(verdict.prompt_id, {})[pair] = win(verdict.p_a)
     return [Asked(prompt, on, own, preferred.get(prompt, {})) for (prompt, on), own in answers.items()]
-
-
-def answered(folder: Path) -> Iterator[Written]:
-    """The answers of a run's evaluation."""
-    yield from read_rows(folder / "09_evaluate" / "answers.parquet", Written)
 
 
 def write(file: Path, name: str, asked: Sequence[Asked]) -> None:

@@ -155,13 +155,6 @@ def run(recipe: str, seed: int, folder: Path, prompts: heldout.HeldOut) -> None:
     subprocess.run(command, check=True)
 
 
-def numbers(folder: Path, classifier: human_harm.Classifier) -> list[Asked]:
-    """What a finished run comes to."""
-    every = (row for row in kept.answered(folder) if row.prompt_kind == "red_team")
-    different = list(dict.fromkeys((row.prompt, row.text) for row in every))
-    return kept.measured(folder, dict(zip(different, map(float, classifier(different)), strict=True)))
-
-
 def of_seed(
     recipe: str, seed: int, runs: Path, prompts: heldout.HeldOut | None, classifier: human_harm.Classifier
 ) -> list[Asked]:
@@ -178,7 +171,7 @@ def of_seed(
         run(recipe, seed, folder, prompts)
     if kept.of_run(folder) != wanted:
         raise ValueError(f"{folder}: made by another version of the recipe")
-    found = numbers(folder, classifier)
+    found = kept.measured(folder, classifier)
     kept.write(file, wanted, found)
     return found
 

@@ -98,7 +98,8 @@ def test_a_run_becomes_numbers_and_they_come_back_for_the_same_recipe_alone(tmp_
     (tmp_path / "09_evaluate").mkdir()
     write_rows(tmp_path / "09_evaluate" / "answers.parquet", Written, answers)
     write_rows(tmp_path / "09_evaluate" / "rows.parquet", Verdict, [_verdict("p", 0.9), _verdict("h", None)])
-    found = KEPT.measured(tmp_path, {("p", answer): 1.5, ("p", refusal): -2.0})
+    odds = {("p", answer): 1.5, ("p", refusal): -2.0}
+    found = KEPT.measured(tmp_path, lambda asked: [odds[one] for one in asked])
     assert found == [
         _asked("p", preferred={"rl>base": 1.0}, base=(False, False, 1.5), rl=(True, False, -2.0)),
         _asked("h", "helpful", base=(False, False, None), rl=(False, False, None)),

@@ -32,16 +32,17 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     calibration = picked.judge.calibration.as_dict()
     choice = {"kind": picked.kind, "calibration": calibration}
     write_atomically(workspace.folder / PICKED, json.dumps(choice, indent=1))
+    outputs = [PICKED]
     probe = by_one_principle(picked.judge.judge)
     if isinstance(probe, LinearProbe):
         save_probe(probe.fitted, workspace.folder / PROBE)
+        outputs.append(PROBE)
     metrics = {
         **choice,
         "checks": {k: [m.check.as_dict() for m in sets] for k, sets in picked.measured.items()},
     }
     rows = [row for sets in picked.measured.values() for one in sets for row in one.rows()]
-    outputs = (PICKED, PROBE) if isinstance(probe, LinearProbe) else (PICKED,)
-    return StageResult(rows, metrics, outputs=outputs, tokens=tokens_used(engine) - before)
+    return StageResult(rows, metrics, outputs=tuple(outputs), tokens=tokens_used(engine) - before)
 
 
 def describe(check: Check) -> str:

@@ -51,9 +51,13 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     )
     reviser = _open(recipe, inputs)
     rows = workspace.batches(in_batches(chosen, settings.batch), Written, reviser.work, "prompts")
-    reasons = Counter(r.unusable for r in rows if r.kind == "revision" and r.chosen)
+    reasons, evaded = Counter[str | None](), set[str]()
+    for row in rows:
+        if row.kind == "revision" and row.chosen:
+            reasons[row.unusable] += 1
+        if row.unusable == EVASIVE:
+            evaded.add(row.prompt_id)
     total, usable = reasons.total(), reasons.pop(None, 0)
-    evaded = {r.prompt_id for r in rows if r.unusable == EVASIVE}
     metrics = {
         "revisions": {"total": total, "usable": usable},
         "filters": dict(reasons),
@@ -126,6 +130,8 @@ class Reviser:
         settled = {thread.prompt.id: _marked(thread) for thread in threads}
         for attempt in range(1, self._settings.tries):
             evasive = [t for t in settled.values() if t.current.unusable]
+            if not evasive:
+                break
             for new in self._answer([t.prompt for t in evasive], attempt):
                 old, now = settled[new.prompt.id], _marked(new)
                 settled[new.prompt.id] = replace(now, rows=(*old.rows, *now.rows))
