@@ -12,7 +12,8 @@ from torch import Tensor
 from solon.errors import RunError
 from solon.recipe import Recipe
 from solon.records import PromptKind, Written
-from solon.stages.balance import Push, balanced_share, helpful_share, pushes
+from solon.stages.balance import Push, balanced_share, mixture, pushes
+from solon.stages.prompting import Mixture
 from solon.training.encoding import Encoded
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode
@@ -26,14 +27,13 @@ def _answers(prompt: str, kind: PromptKind, *texts: str) -> list[Written]:
 
 
 def test_a_push_is_the_mean_gap_of_undecided_prompts() -> None:
-    """Red-team: (2 - 1) and (4 - 0), a third prompt is decided; ordinary: 0 - (1 + 3) / 2 of one prompt."""
+    """Red-team: (2 - 1) and (4 - 0) of two prompts in three; ordinary: 0 - (1 + 3) / 2 of the only one."""
     answers = [
         *_answers("a", "red_team", NO, YES),
         *_answers("b", "red_team", YES, NO),
-        *_answers("c", "red_team", NO, NO),
         *_answers("d", "helpful", YES, NO, YES),
     ]
-    found = pushes(answers, [2.0, 1.0, 0.0, 4.0, 9.0, 9.0, 1.0, 0.0, 3.0])
+    found = pushes(answers, [2.0, 1.0, 0.0, 4.0, 1.0, 0.0, 3.0], {"red_team": 3, "helpful": 1})
     assert found == {"red_team": Push(2 / 3, 2.5), "helpful": Push(1.0, -2.0)}
 
 
@@ -71,7 +71,10 @@ class _Letters:
 
 
 def test_the_share_of_a_run_is_told_from_the_first_tokens_of_its_sampled_answers() -> None:
-    """Refusals of 39 characters, of which 12 are read: +3 on red-team prompts, -1 on ordinary ones."""
+    """Refusals of 39 characters, of which 12 are read: +3 on red-team prompts, -1 on ordinary ones.
+
+    Prompts whose answers agree say nothing of it, and the reward model is not asked about them.
+    """
     recipe = Recipe.model_validate(
         {
             "name": "r",
@@ -81,7 +84,8 @@ def test_the_share_of_a_run_is_told_from_the_first_tokens_of_its_sampled_answers
             },
         }
     )
-    answers = [*_answers("a", "red_team", NO, YES), *_answers("b", "helpful", NO, "Yes.")]
+    decided = _answers("c", "red_team", NO, NO)
+    answers = [*_answers("a", "red_team", NO, YES), *decided, *_answers("b", "helpful", NO, "Yes.")]
     seen: list[Episode] = []
 
     def reward(episodes: Sequence[Episode]) -> Tensor:
@@ -93,13 +97,13 @@ def test_the_share_of_a_run_is_told_from_the_first_tokens_of_its_sampled_answers
     inputs = SimpleNamespace(rows=lambda stage, row: answers)
     ranks = Ranks(0, 1, torch.device("cpu"))
     asked: Any = (inputs, reward, _Letters(), ranks)
-    assert helpful_share(recipe, *asked) == 0.75
+    assert mixture(recipe, *asked) == Mixture(0.75, frozenset({"a", "b"}))
     assert [len(e.answer) for e in seen] == [12, 12, 12, 5]
     assert [e.finished for e in seen] == [False, False, False, True]
     fixed = recipe.model_copy(
         update={"reinforce": recipe.reinforce.model_copy(update={"helpful_share": 0.4})}
     )
-    assert helpful_share(fixed, *asked) == 0.4
+    assert mixture(fixed, *asked) == Mixture(0.4, frozenset({"a", "b"}))
 
 
 def test_a_balance_without_ordinary_answers_is_refused_at_load() -> None:

@@ -1,8 +1,10 @@
 """Which prompts reinforcement asks, in which order, and which ones the guard watches."""
 
+from collections.abc import Set
+
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind
-from solon.stages.prompting import draw_prompts, draw_watched, undecided
+from solon.stages.prompting import Mixture, draw_prompts, draw_watched, undecided
 from tests.rows import written
 
 KINDS: tuple[PromptKind, ...] = ("red_team", "helpful")
@@ -23,7 +25,7 @@ def test_as_many_prompts_of_each_kind_are_watched_whatever_the_mixture() -> None
 def test_every_step_has_its_share_of_each_kind() -> None:
     for share, least in ((0.75, 4), (0.8, 4), (0.0, 0)):
         recipe = Recipe.model_validate({"name": "r"})
-        drawn = draw_prompts(recipe, PROMPTS, frozenset(), 30, share)
+        drawn = draw_prompts(recipe, PROMPTS, Mixture(share), 30)
         helpful = [[p.kind for p in drawn[i : i + 6]].count("helpful") for i in range(0, 30, 6)]
         assert set(helpful) <= {least, least + 1}, "6 x 0.75 = 4.5"
         assert abs(sum(helpful) - 30 * share) < 1
@@ -42,9 +44,9 @@ def test_undecided_prompts_have_answers_that_refuse_and_answers_that_do_not() ->
 def test_undecided_prompts_have_their_share_of_each_kind_and_come_again_when_used_up() -> None:
     wanted = {p.id for p in PROMPTS if p.text in ("red_team 1", "red_team 2", "helpful 3")}
 
-    def drawn(share: float, wanted: frozenset[str] | set[str]) -> list[Prompt]:
+    def drawn(share: float, wanted: Set[str]) -> list[Prompt]:
         recipe = Recipe.model_validate({"name": "r", "reinforce": {"undecided": share}})
-        return draw_prompts(recipe, PROMPTS, wanted, 40, 0.5)
+        return draw_prompts(recipe, PROMPTS, Mixture(0.5, frozenset(wanted)), 40)
 
     found = drawn(0.75, wanted)
     for kind in KINDS:

@@ -7,7 +7,7 @@ ones down, and a mixture in which one kind pushes harder moves a threshold and l
 is the mixture in which both push equally, by the reward of the answers that were sampled before.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -17,6 +17,7 @@ from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import PromptKind, Written
 from solon.refusal import is_refusal
+from solon.stages.prompting import Mixture, undecided
 from solon.text import is_degenerate
 from solon.training.encoding import Encoder
 from solon.training.ranks import Ranks
@@ -34,21 +35,23 @@ class Push:
     gap: float
 
 
-def pushes(answers: Sequence[Written], rewards: Sequence[float]) -> dict[PromptKind, Push]:
-    """Each kind's push, from the answers to its prompts and their rewards."""
+def pushes(
+    answers: Sequence[Written], rewards: Sequence[float], sampled: Mapping[PromptKind, int]
+) -> dict[PromptKind, Push]:
+    """Each kind's push, from its undecided prompts' answers, their rewards, and how many prompts it has."""
     prompts: dict[PromptKind, dict[str, list[tuple[bool, float]]]] = defaultdict(lambda: defaultdict(list))
     for answer, reward in zip(answers, rewards, strict=True):
         prompts[answer.prompt_kind][answer.prompt_id].append((is_refusal(answer.text), reward))
-    return {kind: _push(list(groups.values())) for kind, groups in prompts.items()}
+    return {
+        kind: Push(len(groups) / sampled[kind], mean(map(_gap, groups.values())))
+        for kind, groups in prompts.items()
+    }
 
 
-def _push(prompts: Sequence[Sequence[tuple[bool, float]]]) -> Push:
-    gaps = [
-        mean(r for refused, r in answers if refused) - mean(r for refused, r in answers if not refused)
-        for answers in prompts
-        if len({refused for refused, _ in answers}) == 2
-    ]
-    return Push(len(gaps) / len(prompts), mean(gaps) if gaps else 0.0)
+def _gap(answers: Sequence[tuple[bool, float]]) -> float:
+    refusals = [reward for refused, reward in answers if refused]
+    others = [reward for refused, reward in answers if not refused]
+    return mean(refusals) - mean(others)
 
 
 def balanced_share(found: Mapping[PromptKind, Push], chosen: bool) -> float:
@@ -81,18 +84,25 @@ def _strength(kind: str, push: Push, gap: float) -> float:
     )
 
 
-def helpful_share(recipe: Recipe, inputs: Inputs, reward: Reward, encoder: Encoder, ranks: Ranks) -> float:
-    """The recipe's share of ordinary prompts, or the balanced one; the same in all processes.
+def mixture(recipe: Recipe, inputs: Inputs, reward: Reward, encoder: Encoder, ranks: Ranks) -> Mixture:
+    """The recipe's mixture, told by the answers of stage 5 where it needs them; the same in all processes.
 
     Raises RunError as `balanced_share`.
     """
     settings = recipe.reinforce
-    if settings.helpful_share != "balanced":
-        return settings.helpful_share
+    share = settings.helpful_share
+    if share != "balanced" and not settings.undecided:
+        return Mixture(share)
     answers = list(inputs.rows("sample", Written))
-    episodes = [episode(encoder, answer, settings.sampling.max_tokens) for answer in answers]
-    rewards = shaped(reward(episodes), episodes, settings).tolist()
-    return ranks.max(balanced_share(pushes(answers, rewards), settings.undecided > 0))
+    wanted = undecided(answers)
+    if share == "balanced":
+        prompts = {answer.prompt_id: answer.prompt_kind for answer in answers}
+        telling = [answer for answer in answers if answer.prompt_id in wanted]
+        episodes = [episode(encoder, answer, settings.sampling.max_tokens) for answer in telling]
+        rewards = shaped(reward(episodes), episodes, settings).tolist() if episodes else []
+        found = pushes(telling, rewards, Counter(prompts.values()))
+        share = ranks.max(balanced_share(found, settings.undecided > 0))
+    return Mixture(share, wanted if settings.undecided else frozenset())
 
 
 def episode(encoder: Encoder, answer: Written, most: int) -> Episode:

@@ -10,8 +10,8 @@ from solon.models import load_model, load_tokenizer, pick_device, pick_dtype, re
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Prompt, Step
-from solon.stages.balance import helpful_share
-from solon.stages.prompting import draw_prompts, wanted_ids
+from solon.stages.balance import mixture
+from solon.stages.prompting import Mixture, draw_prompts
 from solon.stages.shaping import open_reward
 from solon.store import Workspace
 from solon.training.adapters import save_merged
@@ -79,16 +79,15 @@ def _train(
             trunk = load_model(source, device, dtype)
             reward_model = load_reward_model(inputs.folders["reward"] / "model", trunk, tokenizer)
             reward = open_reward(recipe, inputs, reward_model)
-            share = helpful_share(
-                recipe, inputs, reward, Encoder(tokenizer), Ranks(0, 1, torch.device(device))
-            )
-            trained = train_online(algorithm, setup, _asked(recipe, inputs, share), reward)
+            alone = Ranks(0, 1, torch.device(device))
+            mixed = mixture(recipe, inputs, reward, Encoder(tokenizer), alone)
+            trained = train_online(algorithm, setup, _asked(recipe, inputs, mixed), reward)
     save_merged(trained, tokenizer, folder, dtype)
 
 
-def _asked(recipe: Recipe, inputs: Inputs, share: float) -> list[OnlinePrompt]:
+def _asked(recipe: Recipe, inputs: Inputs, mixed: Mixture) -> list[OnlinePrompt]:
     """PPO's prompts in PPO's order."""
     count = recipe.reinforce.steps * recipe.reinforce.episodes
     every = inputs.rows("red_team", Prompt)
-    rows = draw_prompts(recipe, every, wanted_ids(recipe, inputs), count, share)
+    rows = draw_prompts(recipe, every, mixed, count)
     return [OnlinePrompt(prompt.text, prompt.kind) for prompt in rows]

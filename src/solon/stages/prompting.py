@@ -3,7 +3,8 @@
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,6 @@ from solon.digest import seed_from
 from solon.engines.base import GenerateRequest, completions
 from solon.engines.local import LocalEngine
 from solon.errors import RunError, UsageError
-from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Written
 from solon.refusal import is_refusal
@@ -38,21 +38,22 @@ def undecided(sampled: Iterable[Written]) -> frozenset[str]:
     return frozenset(prompt for prompt, both in said.items() if len(both) == 2)
 
 
-def wanted_ids(recipe: Recipe, inputs: Inputs) -> frozenset[str]:
-    """Ids of the undecided prompts, if the recipe asks for any."""
-    return undecided(inputs.rows("sample", Written)) if recipe.reinforce.undecided else frozenset()
+@dataclass(frozen=True)
+class Mixture:
+    """Of the prompts that are asked: the share of helpful ones, and the ids of those asked by preference."""
+
+    share: float
+    wanted: frozenset[str] = frozenset()
 
 
-def draw_prompts(
-    recipe: Recipe, prompts: Sequence[Prompt], wanted: Set[str], count: int, share: float
-) -> list[Prompt]:
+def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], mixture: Mixture, count: int) -> list[Prompt]:
     """`count` training prompts; where in the order the red-team ones begin is drawn by the recipe's seed.
 
-    Both kinds are spread evenly, a `share` of helpful ones: a step of few prompts has its share of each,
-    where drawing the kinds would leave some steps without one. So are, in each kind, those that are `wanted`,
-    the ids of undecided prompts; a kind without any has others in their place.
+    Both kinds are spread evenly, a share of helpful ones: a step of few prompts has its share of each, where
+    drawing the kinds would leave some steps without one. So are, in each kind, those that are wanted, the
+    undecided prompts; a kind without any has others in their place.
     """
-    settings = recipe.reinforce
+    settings, wanted = recipe.reinforce, mixture.wanted
     start = random.Random(seed_from(recipe.seed, "prompts")).random()
 
     def of(kind: PromptKind) -> Sequence[Prompt]:
@@ -67,7 +68,7 @@ def draw_prompts(
         return _spread(first, others or first, settings.undecided, count, 0.0)
 
     red = of("red_team")
-    return _spread(of("helpful") if share else red, red, share, count, start)
+    return _spread(of("helpful") if mixture.share else red, red, mixture.share, count, start)
 
 
 def _spread(

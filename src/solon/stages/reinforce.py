@@ -25,9 +25,9 @@ from solon.pipeline import Inputs
 from solon.plan import model_folder, rl_models
 from solon.recipe import Recipe
 from solon.records import PPO, Prompt, PromptKind, Step
-from solon.stages.balance import helpful_share
+from solon.stages.balance import mixture
 from solon.stages.neighbour import train as train_neighbour
-from solon.stages.prompting import Sampler, StepSampler, draw_prompts, draw_watched, wanted_ids
+from solon.stages.prompting import Sampler, StepSampler, draw_prompts, draw_watched
 from solon.stages.rating import Watch
 from solon.stages.shaping import open_reward
 from solon.store import StageResult, Workspace
@@ -123,8 +123,8 @@ class _Training:
         reward = open_reward(recipe, inputs, actors.reward)
         rows = inputs.rows("red_team", Prompt)
         count = settings.steps * settings.episodes // settings.answers_each
-        share = helpful_share(recipe, inputs, reward, Encoder(tokenizer), ranks)
-        prompts = draw_prompts(recipe, rows, wanted_ids(recipe, inputs), count, share)
+        mixed = mixture(recipe, inputs, reward, Encoder(tokenizer), ranks)
+        prompts = draw_prompts(recipe, rows, mixed, count)
         watched = draw_watched(recipe, rows)
         sampler = Sampler(actors.policy.actor, tokenizer, settings, recipe.batch_tokens)
         sampler.check([*prompts, *watched])
@@ -133,7 +133,7 @@ class _Training:
         state = Resumable(workspace, trainer.optimiser, "ppo", ranks.rank == 0)
         watch = Watch(recipe, inputs, sampler, reward, watched, workspace.folder / "checkpoint" / "good")
         parts = (actors, trainer, state, watch, ranks, accelerator)
-        return cls(recipe, workspace, source, tokenizer, share, *parts)
+        return cls(recipe, workspace, source, tokenizer, mixed.share, *parts)
 
     @property
     def main(self) -> bool:
