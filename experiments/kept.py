@@ -15,7 +15,9 @@ from lab import degenerate
 
 from solon import shipped
 from solon.digest import digest, file_sha256
+from solon.pipeline import Run
 from solon.plan import STAGES
+from solon.progress import Reporter
 from solon.recipe import Recipe, load_recipe
 from solon.records import PromptKind, Verdict, Written
 from solon.refusal import is_refusal
@@ -79,10 +81,16 @@ def identity(recipe: Recipe, beside: Path) -> str:
     return digest([settings, [file_sha256(file) for file in files], versions])
 
 
-def of_run(folder: Path) -> str:
-    """The identity of the recipe that a run was made with."""
-    recipe, path = load_recipe(folder / "recipe.yaml")
-    return identity(recipe, path.parent)
+def of_run(folder: Path, beside: Path) -> str:
+    """The identity of the recipe that a finished run was made with, whose files lie in `beside`.
+
+    Raises ValueError if a stage is missing, or was made by other code or from other files than there are now.
+    """
+    recipe, _ = load_recipe(folder / "recipe.yaml")
+    for planned in Run(recipe, beside, folder, Reporter(quiet=True)).plan():
+        if planned.reused is None:
+            raise ValueError(f"{folder}: {planned.stage.name} is missing or out of date; run it again")
+    return identity(recipe, beside)
 
 
 def measured(folder: Path, classifier: Callable[[Sequence[tuple[str, str]]], Iterable[float]]) -> list[Asked]:

@@ -169,7 +169,7 @@ def of_seed(
         return kept.read(file, wanted)
     if prompts:
         run(recipe, seed, folder, prompts)
-    if kept.of_run(folder) != wanted:
+    if kept.of_run(folder, path.parent) != wanted:
         raise ValueError(f"{folder}: made by another version of the recipe")
     found = kept.measured(folder, classifier)
     kept.write(file, wanted, found)

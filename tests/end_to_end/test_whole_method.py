@@ -11,12 +11,18 @@ import yaml
 from solon import chat
 from solon.errors import RunError, UsageError
 from solon.plan import STAGES
+from solon.recipe import load_recipe
 from solon.records import Label, Prompt, Row, Step, Verdict, Written
 from solon.report.page import write_report
 from solon.report.rundata import finished_stages, read_run
 from solon.store import EventLog, Manifest, read_rows
 from solon.summary import write_summary
 from tests import tiny_run
+from tests.scripts import load
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+load(EXPERIMENTS / "lab.py")
+KEPT = load(EXPERIMENTS / "kept.py")
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +159,19 @@ def test_second_run_reuses_everything(finished: tuple[Path, Path]) -> None:
 
 def _would_run(recipe: Path, folder: Path, *overrides: str) -> list[str]:
     return [p.stage.name for p in tiny_run.open_run(recipe, folder, *overrides).plan() if not p.reused]
+
+
+def test_the_numbers_of_a_run_are_kept_only_while_all_of_it_is_up_to_date(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    recipe, folder = finished
+    assert KEPT.of_run(folder, recipe.parent) == KEPT.identity(load_recipe(recipe)[0], recipe.parent)
+    older = tmp_path / "run"
+    shutil.copytree(folder, older)
+    file = older / "05_sample" / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"key": "of older code"}))
+    with pytest.raises(ValueError, match="sample is missing or out of date"):
+        KEPT.of_run(older, recipe.parent)
 
 
 def test_a_changed_question_redoes_labels_and_not_revisions(
