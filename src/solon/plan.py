@@ -208,6 +208,14 @@ def _count_revise(recipe: Recipe) -> str:
     return f"{r.prompts} red-team prompts x (1 answer + {texts} texts), {r.helpful} helpful answers"
 
 
+def _count_sample(recipe: Recipe) -> str:
+    sample, openings = recipe.sample, recipe.sample.openings
+    answers = f"{sample.prompts + sample.helpful} prompts x {sample.answers} answers"
+    if not openings.any:
+        return answers
+    return f"{answers}, {openings.prompts + openings.helpful} x {openings.answers} openings"
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         1,
@@ -258,7 +266,7 @@ STAGES: tuple[Stage, ...] = (
         Written,
         _reads("red_team", "finetune"),
         lambda r, _: r.sample.model_dump(),
-        lambda r: f"{r.sample.prompts + r.sample.helpful} prompts x {r.sample.answers} answers",
+        _count_sample,
         version=2,
     ),
     Stage(

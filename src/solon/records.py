@@ -14,7 +14,7 @@ from solon.digest import digest
 
 PromptKind = Literal["red_team", "helpful"]
 Split = Literal["train", "heldout"]
-TextKind = Literal["answer", "critique", "revision"]
+TextKind = Literal["answer", "opening", "critique", "revision"]
 Finish = Literal["stop", "length"]
 
 

@@ -1,6 +1,7 @@
 """The mixture of prompts in which both kinds push equally on whether to refuse, by hand."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,8 @@ from solon.recipe import Recipe
 from solon.records import PromptKind, Written
 from solon.stages.balance import Push, balanced_share, mixture, pushes
 from solon.stages.prompting import Mixture
+from solon.stages.sample import OPENINGS
+from solon.store import write_rows
 from solon.training.encoding import Encoded
 from solon.training.ranks import Ranks
 from solon.training.rollout import Episode
@@ -104,6 +107,19 @@ def test_the_share_of_a_run_is_told_from_the_first_tokens_of_its_sampled_answers
         update={"reinforce": recipe.reinforce.model_copy(update={"helpful_share": 0.4})}
     )
     assert mixture(fixed, *asked) == Mixture(0.4, frozenset({"a", "b"}))
+
+
+def test_openings_tell_of_more_prompts_which_are_undecided(tmp_path: Path) -> None:
+    document = {"name": "r", "reinforce": {"undecided": 0.5}, "sample": {"openings": {"helpful": 9}}}
+    answers = [*_answers("a", "red_team", NO, YES), *_answers("b", "helpful", YES, YES)]
+    openings = [*_answers("b", "helpful", NO), *_answers("c", "helpful", NO, YES)]
+    write_rows(tmp_path / OPENINGS, Written, openings)
+    inputs: Any = SimpleNamespace(rows=lambda stage, row: answers, folders={"sample": tmp_path})
+    asked: Any = (None, None, Ranks(0, 1, torch.device("cpu")))
+    found = mixture(Recipe.model_validate(document), inputs, *asked)
+    assert found == Mixture(0.33, frozenset("abc"))
+    without = Recipe.model_validate(document | {"sample": {}})
+    assert mixture(without, inputs, *asked).wanted == {"a"}
 
 
 def test_a_balance_without_ordinary_answers_is_refused_at_load() -> None:

@@ -18,6 +18,7 @@ from solon.recipe import Recipe
 from solon.records import PromptKind, Written
 from solon.refusal import is_refusal
 from solon.stages.prompting import Mixture, undecided
+from solon.stages.sample import sampled
 from solon.text import is_degenerate
 from solon.training.encoding import Encoder
 from solon.training.ranks import Ranks
@@ -93,7 +94,7 @@ def mixture(recipe: Recipe, inputs: Inputs, reward: Reward, encoder: Encoder, ra
     share = settings.helpful_share
     if share != "balanced" and not settings.undecided:
         return Mixture(share)
-    answers = list(inputs.rows("sample", Written))
+    answers = list(sampled(recipe, inputs))
     wanted = undecided(answers)
     if share == "balanced":
         prompts = {answer.prompt_id: answer.prompt_kind for answer in answers}
