@@ -27,7 +27,7 @@ from solon.recipe import Recipe
 from solon.records import PPO, Prompt, PromptKind, Step
 from solon.stages.balance import mixture
 from solon.stages.neighbour import train as train_neighbour
-from solon.stages.prompting import Sampler, StepSampler, draw_prompts, draw_watched
+from solon.stages.prompting import Mixture, Sampler, StepSampler, draw_prompts, draw_watched
 from solon.stages.rating import Watch
 from solon.stages.shaping import open_reward
 from solon.store import StageResult, Workspace
@@ -89,7 +89,7 @@ class _Training:
     workspace: Workspace
     source: ModelSource
     tokenizer: Any
-    share: float
+    mixture: Mixture
     actors: Actors
     trainer: PPOTrainer
     state: Resumable
@@ -133,7 +133,7 @@ class _Training:
         state = Resumable(workspace, trainer.optimiser, "ppo", ranks.rank == 0)
         watch = Watch(recipe, inputs, sampler, reward, watched, workspace.folder / "checkpoint" / "good")
         parts = (actors, trainer, state, watch, ranks, accelerator)
-        return cls(recipe, workspace, source, tokenizer, mixed.share, *parts)
+        return cls(recipe, workspace, source, tokenizer, mixed, *parts)
 
     @property
     def main(self) -> bool:
@@ -199,7 +199,8 @@ class _Training:
         settings, done = self.recipe.reinforce, len(self.state.rows())
         found: dict[str, Any] = {
             "episodes": done * settings.episodes,
-            "helpful_share": self.share,
+            "helpful_share": self.mixture.share,
+            "undecided_prompts": len(self.mixture.wanted),
             "processes": self.ranks.count,
         }
         if self.watch.evidence:
