@@ -13,7 +13,7 @@ from solon.engines.base import Engine, GenerateRequest, completions
 from solon.models import resolve
 from solon.pipeline import Inputs
 from solon.recipe import Openings, Recipe, Sample
-from solon.records import Prompt, TextKind, Written
+from solon.records import Prompt, PromptKind, TextKind, Written
 from solon.stages.common import asks, choose_fresh, engine_for, in_batches, written
 from solon.store import Journalled, StageResult, Workspace, read_rows, write_rows
 
@@ -41,7 +41,7 @@ def sampled(recipe: Recipe, inputs: Inputs) -> Iterator[Written]:
 
 
 def _prompts(settings: Sample | Openings, recipe: Recipe, inputs: Inputs) -> Sequence[Prompt]:
-    counts = {"red_team": settings.prompts, "helpful": settings.helpful}
+    counts: dict[PromptKind, int] = {"red_team": settings.prompts, "helpful": settings.helpful}
     return choose_fresh(recipe, inputs.rows("red_team", Prompt), counts)
 
 
