@@ -89,14 +89,7 @@ def recipe(model: Path) -> dict[str, Any]:
             "batch": 4,
         },
         "finetune": {"trim": False, "optimiser": {**optimiser, "epochs": 1}},
-        "sample": {
-            "prompts": 8,
-            "helpful": 4,
-            "answers": 3,
-            "sampling": short,
-            "openings": {"prompts": 9, "helpful": 5, "answers": 2, "sampling": {"max_tokens": 3}},
-            "batch": 4,
-        },
+        "sample": {"prompts": 8, "helpful": 4, "answers": 3, "sampling": short, "batch": 4},
         "label": {"pairs": 3, "batch": 4},
         "judge": {"folds": 3},
         "reward": {"heldout": 0.4, "optimiser": optimiser},
@@ -106,6 +99,7 @@ def recipe(model: Path) -> dict[str, Any]:
             "minibatch": 2,
             "sampling": short,
             "undecided": 0.5,
+            "openings": {"prompts": 5, "helpful": 3, "batch": 3},
             "missing_end_score": None,  # It hardly ever ends: all scores would be the same
             "guard": {"every": 2, "prompts": 8},
         },

@@ -176,19 +176,25 @@ def _learns_from(recipe: Recipe) -> tuple[str, ...]:
     algorithms = set(recipe.reinforce.algorithm)
     names = (
         ("preflight", _guarded(recipe)),
-        ("sample", recipe.reinforce.undecided > 0 or recipe.reinforce.helpful_share == "balanced"),
         ("label", "dpo" in algorithms),
         ("reward", bool(algorithms - {"dpo"})),
     )
     return tuple(name for name, needed in names if needed)
 
 
+def _fine_tuned_on(recipe: Recipe) -> list[int]:
+    """How many prompts fine-tuning has had: sampling and reinforcement begin behind them."""
+    return [recipe.revise.prompts, recipe.revise.helpful]
+
+
 def _reinforce(recipe: Recipe, constitution: Constitution) -> Any:
-    settings = recipe.reinforce.model_dump(exclude={"batch_tokens"})
+    settings = recipe.reinforce.model_dump(exclude={"batch_tokens": True, "openings": {"batch"}})
+    pairs = [recipe.reward.max_tokens] if "dpo" in recipe.reinforce.algorithm else []
+    part = [settings, pairs, _fine_tuned_on(recipe)]
     if not _guarded(recipe):
-        return settings
+        return part
     questions = _wordings(constitution.of("training"), "question")
-    return [settings, questions, judge_part(recipe.judge, constitution, "training")]
+    return [part, questions, judge_part(recipe.judge, constitution, "training")]
 
 
 def rl_models(recipe: Recipe) -> dict[str, Algorithm]:
@@ -206,14 +212,6 @@ def _count_revise(recipe: Recipe) -> str:
     r = recipe.revise
     texts = r.rounds * (r.candidates + (1 if r.critique else 0))
     return f"{r.prompts} red-team prompts x (1 answer + {texts} texts), {r.helpful} helpful answers"
-
-
-def _count_sample(recipe: Recipe) -> str:
-    sample, openings = recipe.sample, recipe.sample.openings
-    answers = f"{sample.prompts + sample.helpful} prompts x {sample.answers} answers"
-    if not openings.any:
-        return answers
-    return f"{answers}, {openings.prompts + openings.helpful} x {openings.answers} openings"
 
 
 STAGES: tuple[Stage, ...] = (
@@ -265,8 +263,8 @@ STAGES: tuple[Stage, ...] = (
         "sample",
         Written,
         _reads("red_team", "finetune"),
-        lambda r, _: r.sample.model_dump(),
-        _count_sample,
+        lambda r, _: [r.sample.model_dump(), _fine_tuned_on(r)],
+        lambda r: f"{r.sample.prompts + r.sample.helpful} prompts x {r.sample.answers} answers",
         version=2,
     ),
     Stage(
@@ -300,7 +298,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _shaping_files,
         roles=lambda r: ("judge",) if _guarded(r) else (),
-        version=8,
+        version=9,
         distributed=True,
     ),
     Stage(

@@ -86,19 +86,6 @@ class Revise(Settings):
     batch: int = Field(default=32, ge=1, description="Prompts a batch; a finished batch survives a crash")
 
 
-class Openings(Settings):
-    """First words of the SL model, which show the prompts that it is undecided about."""
-
-    prompts: int = Field(default=0, ge=0, description="Red-team training prompts")
-    helpful: int = Field(default=0, ge=0, description="Helpful training prompts")
-    answers: int = Field(default=4, ge=2, description="Openings a prompt")
-    sampling: Sampling = Sampling(max_tokens=16, temperature=1.0)
-
-    @property
-    def any(self) -> bool:
-        return self.prompts + self.helpful > 0
-
-
 class Sample(Settings):
     """Answers of the SL model, to be compared."""
 
@@ -106,7 +93,6 @@ class Sample(Settings):
     helpful: int = Field(default=32, ge=0, description="Helpful training prompts")
     answers: int = Field(default=4, ge=2, description="Answers a prompt")
     sampling: Sampling = Sampling(max_tokens=64, temperature=1.0)
-    openings: Openings = Openings()
     batch: int = Field(default=16, ge=1, description="Prompts a batch")
 
 
@@ -170,15 +156,6 @@ class Recipe(Settings):
             raise ValueError(
                 "finetune.best ranks revisions by the judge, who is not asked about a single candidate: "
                 "set revise.candidates to 2 or more, or finetune.best: 1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _balance_can_be_told(self) -> "Recipe":
-        if self.reinforce.helpful_share == "balanced" and not self.sample.helpful:
-            raise ValueError(
-                "reinforce.helpful_share: balanced is told from sampled answers to ordinary prompts too: set "
-                "sample.helpful, or give a number"
             )
         return self
 

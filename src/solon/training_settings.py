@@ -87,6 +87,14 @@ class Guard(Settings):
     )
 
 
+class Openings(Settings):
+    """First words of the SL model's answers, which show on which prompts it is undecided."""
+
+    prompts: int = Field(default=96, ge=0, description="Red-team training prompts")
+    helpful: int = Field(default=96, ge=0, description="Helpful training prompts")
+    batch: int = Field(default=64, ge=1, description="Prompts a batch")
+
+
 Algorithm = Literal["ppo", "rloo", "grpo", "dpo"]
 
 
@@ -135,7 +143,8 @@ class Reinforce(Settings):
     score_clip: float | None = Field(
         default=None, gt=0, description="Clip normalised scores to plus or minus this"
     )
-    undecided: float = Field(default=0.0, ge=0, le=1, description="Share of prompts whose samples disagree")
+    undecided: float = Field(default=0.0, ge=0, le=1, description="Share of prompts whose openings disagree")
+    openings: Openings = Openings()
     centre_scores: Literal["none", "kind", "prompt"] = Field(
         default="none",
         description="Count scores from the mean of their kind, or of the prompt's `group` other answers",
@@ -157,7 +166,7 @@ class Reinforce(Settings):
     group: int = Field(
         default=4,
         ge=2,
-        description="Answers a prompt of rloo and grpo, and of ppo with centre_scores: prompt",
+        description="Answers a prompt of rloo and grpo, of ppo with centre_scores: prompt, and openings",
     )
     dpo_beta: float = Field(default=0.1, gt=0, description="DPO's beta, for which KL there is no penalty")
     guard: Guard = Guard()
@@ -172,6 +181,15 @@ class Reinforce(Settings):
     @classmethod
     def _one_or_several(cls, given: Any) -> Any:
         return (given,) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _openings_suffice(self) -> "Reinforce":
+        opened = (self.openings.prompts, self.openings.helpful)
+        if self.helpful_share == "balanced" and not all(opened):
+            raise ValueError("helpful_share: balanced needs openings.prompts and openings.helpful above 0")
+        if self.undecided and not any(opened):
+            raise ValueError("undecided needs openings.prompts or openings.helpful above 0")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> "Reinforce":

@@ -100,22 +100,18 @@ def test_no_evaluation_prompt_was_trained_on(finished: tuple[Path, Path]) -> Non
     asked = {v.prompt_id for v in read_rows(folder / "09_evaluate" / "rows.parquet", Verdict)}
     trained = {r.prompt_id for r in read_rows(folder / "03_revise" / "rows.parquet", Written)}
     trained |= {r.prompt_id for r in read_rows(folder / "05_sample" / "rows.parquet", Written)}
-    trained |= {r.prompt_id for r in read_rows(folder / "05_sample" / "openings.parquet", Written)}
+    trained |= {r.prompt_id for r in read_rows(folder / "08_reinforce" / "openings.parquet", Written)}
     assert asked <= heldout
     assert not trained & heldout
 
 
-def test_openings_of_more_prompts_are_sampled_beside_answers_and_not_compared(
-    finished: tuple[Path, Path],
-) -> None:
-    folder = finished[1] / "05_sample"
-    answers = list(read_rows(folder / "rows.parquet", Written))
+def test_ppo_is_told_by_openings_what_to_ask(finished: tuple[Path, Path]) -> None:
+    folder = finished[1] / "08_reinforce"
     openings = list(read_rows(folder / "openings.parquet", Written))
-    assert {row.kind for row in answers} == {"answer"}
-    assert [(row.kind, row.tokens <= 3) for row in openings] == [("opening", True)] * 28
-    assert {row.prompt_id for row in answers} < {row.prompt_id for row in openings}
-    labelled = {r.prompt_id for r in read_rows(finished[1] / "06_label" / "rows.parquet", Label)}
-    assert labelled <= {row.prompt_id for row in answers}
+    assert [(row.kind, row.tokens <= 10) for row in openings] == [("opening", True)] * 4 * (5 + 3)
+    metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
+    assert metrics["undecided_prompts"] == {"red_team": 0, "helpful": 0}, "a random model refuses nothing"
+    assert metrics["helpful_share"] == 0.33
 
 
 def test_sl_and_rl_are_standard_folders(finished: tuple[Path, Path]) -> None:

@@ -13,12 +13,11 @@ from torch import Tensor
 from solon.errors import RunError
 from solon.recipe import Recipe
 from solon.records import PromptKind, Written
-from solon.stages.balance import Push, balanced_share, mixture, pushes
+from solon.stages import openings
+from solon.stages.balance import Push, balanced_share, pushes
+from solon.stages.openings import scored
 from solon.stages.prompting import Mixture
-from solon.stages.sample import OPENINGS
-from solon.store import write_rows
 from solon.training.encoding import Encoded
-from solon.training.ranks import Ranks
 from solon.training.rollout import Episode
 from tests.rows import written
 
@@ -52,7 +51,7 @@ def test_the_weaker_kind_has_the_more_prompts() -> None:
     ("red", "ordinary", "why"),
     [
         (Push(0.5, -0.1), Push(0.5, -1.0), "wrong way round when to refuse red-team prompts .by 0.10"),
-        (Push(0.5, 1.0), Push(0.0, 0.0), "no sampled ordinary prompt has both"),
+        (Push(0.5, 1.0), Push(0.0, 0.0), "no ordinary prompt that was tried"),
     ],
 )
 def test_a_reward_that_does_not_know_when_to_refuse_is_an_error(red: Push, ordinary: Push, why: str) -> None:
@@ -73,56 +72,49 @@ class _Letters:
         return Encoded(before, ids[: max_tokens - len(before)])
 
 
-def test_the_share_of_a_run_is_told_from_the_first_tokens_of_its_sampled_answers() -> None:
-    """Refusals of 39 characters, of which 12 are read: +3 on red-team prompts, -1 on ordinary ones.
-
-    Prompts whose answers agree say nothing of it, and the reward model is not asked about them.
-    """
-    recipe = Recipe.model_validate(
-        {
-            "name": "r",
-            "reinforce": {
-                **{"helpful_share": "balanced", "undecided": 0.5, "missing_end_score": None},
-                "sampling": {"max_tokens": 12},
-            },
-        }
-    )
-    decided = _answers("c", "red_team", NO, NO)
-    answers = [*_answers("a", "red_team", NO, YES), *decided, *_answers("b", "helpful", NO, "Yes.")]
+def test_openings_are_scored_as_ppo_would_score_them() -> None:
+    """Refusals of 39 characters, of which 12 are read; an answer that ends has its end token behind it."""
+    document = {"missing_end_score": None, "sampling": {"max_tokens": 12}}
+    recipe = Recipe.model_validate({"name": "r", "reinforce": document})
+    tried = [*_answers("a", "red_team", NO), *_answers("b", "helpful", NO, "Yes.")]
     seen: list[Episode] = []
 
     def reward(episodes: Sequence[Episode]) -> Tensor:
         seen.extend(episodes)
-        refused = [chr(e.answer[0]) == "I" for e in episodes]
-        pairs = zip(refused, (e.source for e in episodes), strict=True)
-        return torch.tensor([(3.0 if kind == "red_team" else -1.0) * no for no, kind in pairs])
+        return torch.tensor([float(len(e.answer)) for e in episodes])
 
-    inputs = SimpleNamespace(rows=lambda stage, row: answers)
-    ranks = Ranks(0, 1, torch.device("cpu"))
-    asked: Any = (inputs, reward, _Letters(), ranks)
-    assert mixture(recipe, *asked) == Mixture(0.75, frozenset({"a", "b"}))
-    assert [len(e.answer) for e in seen] == [12, 12, 12, 5]
-    assert [e.finished for e in seen] == [False, False, False, True]
-    fixed = recipe.model_copy(
-        update={"reinforce": recipe.reinforce.model_copy(update={"helpful_share": 0.4})}
-    )
-    assert mixture(fixed, *asked) == Mixture(0.4, frozenset({"a", "b"}))
+    letters: Any = _Letters()
+    assert scored(reward, tried, letters, recipe.reinforce) == [12.0, 12.0, 5.0]
+    assert [(e.source, e.finished) for e in seen] == [
+        ("red_team", False),
+        ("helpful", False),
+        ("helpful", True),
+    ]
 
 
-def test_openings_tell_of_more_prompts_which_are_undecided(tmp_path: Path) -> None:
-    document = {"name": "r", "reinforce": {"undecided": 0.5}, "sample": {"openings": {"helpful": 9}}}
-    answers = [*_answers("a", "red_team", NO, YES), *_answers("b", "helpful", YES, YES)]
-    openings = [*_answers("b", "helpful", NO), *_answers("c", "helpful", NO, YES)]
-    write_rows(tmp_path / OPENINGS, Written, openings)
-    inputs: Any = SimpleNamespace(rows=lambda stage, row: answers, folders={"sample": tmp_path})
-    asked: Any = (None, None, Ranks(0, 1, torch.device("cpu")))
-    found = mixture(Recipe.model_validate(document), inputs, *asked)
-    assert found == Mixture(0.33, frozenset("abc"))
-    without = Recipe.model_validate(document | {"sample": {}})
-    assert mixture(without, inputs, *asked).wanted == {"a"}
+def test_a_mixture_survives_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told once: a run that goes on, and the other processes of a launch, read what the first one found."""
+    told = Mixture(0.75, {"red_team": ["a"], "helpful": ["b", "c"]})
+    monkeypatch.setattr(openings, "_told", lambda *given: told)
+    recipe = Recipe.model_validate({"name": "r", "reinforce": {"undecided": 0.5}})
+    workspace: Any = SimpleNamespace(folder=tmp_path)
+    asked: Any = (None, workspace)
+    assert openings.mixture(recipe, *asked) == told
+    monkeypatch.setattr(openings, "_told", None)
+    assert openings.mixture(recipe, *asked) == told
+    monkeypatch.setenv("RANK", "1")
+    assert openings.mixture(recipe, *asked) == told
+    assert told.figures() == {"helpful_share": 0.75, "undecided_prompts": {"red_team": 1, "helpful": 2}}
+    assert openings.mixture(Recipe.model_validate({"name": "r"}), *asked) == Mixture(0.33)
 
 
-def test_a_balance_without_ordinary_answers_is_refused_at_load() -> None:
-    document = {"name": "r", "sample": {"helpful": 0}, "reinforce": {"helpful_share": "balanced"}}
-    with pytest.raises(ValidationError, match=r"sample\.helpful"):
-        Recipe.model_validate(document)
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"helpful_share": "balanced", "openings": {"helpful": 0}},
+        {"undecided": 0.5, "openings": {"prompts": 0, "helpful": 0}},
+    ],
+)
+def test_what_openings_must_tell_and_cannot_is_refused_at_load(document: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"openings\.helpful above 0"):
+        Recipe.model_validate({"name": "r", "reinforce": document})

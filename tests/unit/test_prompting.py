@@ -1,6 +1,6 @@
 """Which prompts reinforcement asks, in which order, and which ones the guard watches."""
 
-from collections.abc import Set
+from collections.abc import Collection
 
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind
@@ -38,15 +38,16 @@ def test_undecided_prompts_have_answers_that_refuse_and_answers_that_do_not() ->
     no, yes = "I'm sorry, but I can't help with that.", "Take the red one from the shelf on the left."
     said = {"both": (no, yes, no), "never": (yes, yes), "always": (no, no), "once": (no,)}
     rows = [written(text, prompt_id=prompt) for prompt, texts in said.items() for text in texts]
-    assert undecided(rows) == {"both"}
+    assert undecided(rows) == {"red_team": ["both"]}
 
 
 def test_undecided_prompts_have_their_share_of_each_kind_and_come_again_when_used_up() -> None:
     wanted = {p.id for p in PROMPTS if p.text in ("red_team 1", "red_team 2", "helpful 3")}
 
-    def drawn(share: float, wanted: Set[str]) -> list[Prompt]:
+    def drawn(share: float, wanted: Collection[str]) -> list[Prompt]:
         recipe = Recipe.model_validate({"name": "r", "reinforce": {"undecided": share}})
-        return draw_prompts(recipe, PROMPTS, Mixture(0.5, frozenset(wanted)), 40)
+        of_kind = {kind: [p.id for p in PROMPTS if p.id in wanted and p.kind == kind] for kind in KINDS}
+        return draw_prompts(recipe, PROMPTS, Mixture(0.5, of_kind), 40)
 
     found = drawn(0.75, wanted)
     for kind in KINDS:

@@ -96,7 +96,7 @@ def _peak(folder: Path, count: int) -> int:
     tracemalloc.start()
     rows = read_rows(folder / "prompts.parquet", Prompt)
     prompts = choose(rows, "train", {"red_team": count}, 0)
-    answers = sample.texts(recipe.sample, "answer", recipe, prompts, engine, workspace)
+    answers = sample.answers(recipe, prompts, engine, workspace)
     manifest = workspace.finish("key", Written, StageResult(answers), 0.0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -4,25 +4,17 @@ A policy that refuses a prompt with probability p earns J = p r + (1 - p) r', r 
 refusals and r' that of its other answers, so dJ/dlogit(p) = p (1 - p) (r - r'). Small steps move the log-odds
 of a refusal of all prompts together before they tell prompts apart: red-team prompts push them up, ordinary
 ones down, and a mixture in which one kind pushes harder moves a threshold and little else. `balanced_share`
-is the mixture in which both push equally, by the reward of the answers that were sampled before.
+is the mixture in which both push equally, by the reward of the openings (openings.py).
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
 from solon.errors import RunError
-from solon.pipeline import Inputs
-from solon.recipe import Recipe
 from solon.records import PromptKind, Written
 from solon.refusal import is_refusal
-from solon.stages.prompting import Mixture, undecided
-from solon.stages.sample import sampled
-from solon.text import is_degenerate
-from solon.training.encoding import Encoder
-from solon.training.ranks import Ranks
-from solon.training.rollout import Episode, Reward, shaped
 
 
 @dataclass(frozen=True)
@@ -77,40 +69,9 @@ def _strength(kind: str, push: Push, gap: float) -> float:
     why = (
         f"the reward model has it the wrong way round when to refuse {kind} prompts (by {-gap:.2f})"
         if push.undecided
-        else f"no sampled {kind} prompt has both refusals and other answers"
+        else f"no {kind} prompt that was tried has both refusals and other answers"
     )
     raise RunError(
-        f"reinforce.helpful_share: balanced cannot be told: {why}. Sample more prompts (sample.prompts, "
-        "sample.helpful), or give a number."
+        f"reinforce.helpful_share: balanced cannot be told: {why}. Try more prompts (reinforce.openings), or "
+        "give a number."
     )
-
-
-def mixture(recipe: Recipe, inputs: Inputs, reward: Reward, encoder: Encoder, ranks: Ranks) -> Mixture:
-    """The recipe's mixture, told by the answers of stage 5 where it needs them; the same in all processes.
-
-    Raises RunError as `balanced_share`.
-    """
-    settings = recipe.reinforce
-    share = settings.helpful_share
-    if share != "balanced" and not settings.undecided:
-        return Mixture(share)
-    answers = list(sampled(recipe, inputs))
-    wanted = undecided(answers)
-    if share == "balanced":
-        prompts = {answer.prompt_id: answer.prompt_kind for answer in answers}
-        telling = [answer for answer in answers if answer.prompt_id in wanted]
-        episodes = [episode(encoder, answer, settings.sampling.max_tokens) for answer in telling]
-        rewards = shaped(reward(episodes), episodes, settings).tolist() if episodes else []
-        found = pushes(telling, rewards, Counter(prompts.values()))
-        share = ranks.max(balanced_share(found, settings.undecided > 0))
-    return Mixture(share, wanted if settings.undecided else frozenset())
-
-
-def episode(encoder: Encoder, answer: Written, most: int) -> Episode:
-    """A sampled answer as PPO would have sampled it, with `most` tokens."""
-    whole = encoder.encode(
-        answer.prompt, answer.text, answer.finish, len(encoder.prompt(answer.prompt)) + most
-    )
-    finished = bool(whole.answer) and whole.answer[-1] == encoder.end
-    nonsense = is_degenerate(answer.text) is not None
-    return Episode(whole.prompt, whole.answer, finished, answer.prompt_kind, nonsense)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from solon.constitution import Purpose
 from solon.digest import seed_from
-from solon.engines.base import Completion, Engine, Message
+from solon.engines.base import Completion, Engine, GenerateRequest, Message, completions
 from solon.engines.local import LocalEngine, open_engine
 from solon.engines.opening import open_role
 from solon.errors import RunError
@@ -139,6 +139,31 @@ def written(
         tokens=completion.new_tokens,
         finish=completion.finish,
     )
+
+
+def several(
+    engine: Engine, prompts: Sequence[Prompt], count: int, sampling: Sampling, kind: TextKind, seed: int
+) -> tuple[list[Written], int]:
+    """So many texts of the SL model to each prompt, and how many tokens they have in all."""
+    stem = "sample" if kind == "answer" else kind
+    asked = [(prompt, number) for prompt in prompts for number in range(count)]
+    requests = [
+        GenerateRequest(asks(prompt.text), sampling, seed_from(seed, prompt.id, stem, number))
+        for prompt, number in asked
+    ]
+    rows = [
+        written(
+            prompt,
+            completion,
+            kind=kind,
+            request=prompt.text,
+            sampling=sampling,
+            origin="sl",
+            number=number,
+        )
+        for (prompt, number), completion in zip(asked, completions(engine, requests), strict=True)
+    ]
+    return rows, sum(row.tokens for row in rows)
 
 
 def asks(prompt: str) -> tuple[Message, ...]:

@@ -10,14 +10,12 @@ from solon.models import load_model, load_tokenizer, pick_device, pick_dtype, re
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Prompt, Step
-from solon.stages.balance import mixture
 from solon.stages.prompting import Mixture, draw_prompts
 from solon.stages.shaping import open_reward
 from solon.store import Workspace
 from solon.training.adapters import save_merged
 from solon.training.encoding import Encoder
 from solon.training.neighbours import OnlinePrompt, Setup, preference_pairs, train_dpo, train_online
-from solon.training.ranks import Ranks
 from solon.training.reward_model import load_reward_model
 from solon.training.step_log import StepLog
 
@@ -25,7 +23,12 @@ Neighbour = Literal["rloo", "grpo", "dpo"]
 
 
 def train(
-    algorithm: Neighbour, recipe: Recipe, inputs: Inputs, workspace: Workspace, folder: Path
+    algorithm: Neighbour,
+    recipe: Recipe,
+    inputs: Inputs,
+    workspace: Workspace,
+    folder: Path,
+    mixed: Mixture,
 ) -> list[Step]:
     """Train and save the model into `folder`, unless it is there already; the steps.
 
@@ -35,7 +38,7 @@ def train(
     """
     log = StepLog(workspace, algorithm)
     if not folder.exists():
-        _train(algorithm, recipe, inputs, workspace, log, folder)
+        _train(algorithm, recipe, inputs, workspace, log, folder, mixed)
     return log.rows()
 
 
@@ -46,6 +49,7 @@ def _train(
     workspace: Workspace,
     log: StepLog,
     folder: Path,
+    mixed: Mixture,
 ) -> None:
     settings, device = recipe.reinforce, pick_device(recipe.device)
     dtype = pick_dtype(recipe.dtype, device)
@@ -79,8 +83,6 @@ def _train(
             trunk = load_model(source, device, dtype)
             reward_model = load_reward_model(inputs.folders["reward"] / "model", trunk, tokenizer)
             reward = open_reward(recipe, inputs, reward_model)
-            alone = Ranks(0, 1, torch.device(device))
-            mixed = mixture(recipe, inputs, reward, Encoder(tokenizer), alone)
             trained = train_online(algorithm, setup, _asked(recipe, inputs, mixed), reward)
     save_merged(trained, tokenizer, folder, dtype)
 

@@ -3,8 +3,8 @@
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -25,25 +25,34 @@ from solon.training.views import View
 from solon.training_settings import Reinforce
 
 
-def undecided(sampled: Iterable[Written]) -> frozenset[str]:
-    """Ids of the prompts to which some of these answers refuse and some do not.
+def undecided(sampled: Iterable[Written]) -> dict[PromptKind, list[str]]:
+    """Each kind's prompts, by their ids, to which some of these answers refuse and some do not.
 
     Of several answers that all refuse, or all do not, none shows whether refusing is right; where a group of
     answers is divided, its scores do. (Dynamic sampling of Yu et al. 2025, arXiv 2503.14476, sec. 3.2, leaves
     out groups of equal rewards after they were sampled; here what is known from the stage before is used.)
     """
-    said = defaultdict[str, set[bool]](set)
+    said = defaultdict[tuple[PromptKind, str], set[bool]](set)
     for answer in sampled:
-        said[answer.prompt_id].add(is_refusal(answer.text))
-    return frozenset(prompt for prompt, both in said.items() if len(both) == 2)
+        said[answer.prompt_kind, answer.prompt_id].add(is_refusal(answer.text))
+    found: dict[PromptKind, list[str]] = {kind: [] for kind, _ in said}
+    for (kind, prompt), both in said.items():
+        if len(both) == 2:
+            found[kind].append(prompt)
+    return found
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Of the prompts that are asked: the share of helpful ones, and the ids of those asked by preference."""
+    """Of the prompts that are asked: the share of helpful ones, and each kind's ids that are preferred."""
 
     share: float
-    wanted: frozenset[str] = frozenset()
+    wanted: Mapping[PromptKind, Sequence[str]] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Any]:
+        """What a run's metrics say of it."""
+        undecided = {kind: len(ids) for kind, ids in self.wanted.items()}
+        return {"helpful_share": self.share, "undecided_prompts": undecided}
 
 
 def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], mixture: Mixture, count: int) -> list[Prompt]:
@@ -53,19 +62,17 @@ def draw_prompts(recipe: Recipe, prompts: Sequence[Prompt], mixture: Mixture, co
     drawing the kinds would leave some steps without one. So are, in each kind, those that are wanted, the
     undecided prompts; a kind without any has others in their place.
     """
-    settings, wanted = recipe.reinforce, mixture.wanted
     start = random.Random(seed_from(recipe.seed, "prompts")).random()
 
     def of(kind: PromptKind) -> Sequence[Prompt]:
+        wanted = set(mixture.wanted.get(kind, ()))
         if not wanted:
             return choose_fresh(recipe, prompts, {kind: count})
         first: list[Prompt] = []
         others: list[Prompt] = []
         for prompt in choose_fresh(recipe, prompts, {kind: len(prompts)}):
             (first if prompt.id in wanted else others).append(prompt)
-        if not first:
-            return others
-        return _spread(first, others or first, settings.undecided, count, 0.0)
+        return _spread(first, others or first, recipe.reinforce.undecided, count, 0.0)
 
     red = of("red_team")
     return _spread(of("helpful") if mixture.share else red, red, mixture.share, count, start)

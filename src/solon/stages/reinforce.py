@@ -25,15 +25,14 @@ from solon.pipeline import Inputs
 from solon.plan import model_folder, rl_models
 from solon.recipe import Recipe
 from solon.records import PPO, Prompt, PromptKind, Step
-from solon.stages.balance import mixture
 from solon.stages.neighbour import train as train_neighbour
+from solon.stages.openings import MIXTURE, OPENINGS, mixture
 from solon.stages.prompting import Mixture, Sampler, StepSampler, draw_prompts, draw_watched
 from solon.stages.rating import Watch
 from solon.stages.shaping import open_reward
 from solon.store import StageResult, Workspace
 from solon.training import sharding
 from solon.training.adapters import add_adapter, save_merged
-from solon.training.encoding import Encoder
 from solon.training.policy import POLICY, Actors, open_actors
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
@@ -44,25 +43,29 @@ SOURCES = get_args(PromptKind)
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     algorithms = recipe.reinforce.algorithm
-    rows: list[Step] = []
-    metrics: dict[str, Any] = {"algorithms": list(algorithms)}
     names = rl_models(recipe)
+    mixed, metrics = Mixture(0.0), {"algorithms": list(algorithms)}
+    if set(algorithms) - {"dpo"}:  # DPO learns from the labels, and asks nothing
+        mixed = mixture(recipe, inputs, workspace)
+        metrics |= mixed.figures()
+    rows: list[Step] = []
     for name, algorithm in names.items():
         folder = workspace.folder / model_folder(name)
         if algorithm == "ppo":
-            steps, figures = _ppo(recipe, inputs, workspace, folder)
+            steps, figures = _ppo(recipe, inputs, workspace, folder, mixed)
             metrics |= figures
         else:
-            steps = train_neighbour(algorithm, recipe, inputs, workspace, folder)
+            steps = train_neighbour(algorithm, recipe, inputs, workspace, folder, mixed)
         rows += steps
-    return StageResult(rows, metrics, outputs=tuple(model_folder(name) for name in names))
+    told = [file for file in (OPENINGS, MIXTURE) if (workspace.folder / file).exists()]
+    return StageResult(rows, metrics, outputs=(*map(model_folder, names), *told))
 
 
 def _ppo(
-    recipe: Recipe, inputs: Inputs, workspace: Workspace, folder: Path
+    recipe: Recipe, inputs: Inputs, workspace: Workspace, folder: Path, mixed: Mixture
 ) -> tuple[list[Step], dict[str, Any]]:
     """Train by PPO, from the last checkpoint if there is one, and save the model into `folder`."""
-    training = _Training.open(recipe, inputs, workspace)
+    training = _Training.open(recipe, inputs, workspace, mixed)
     training.run()
     training.accelerator.end_training()
     if not training.main:
@@ -89,7 +92,6 @@ class _Training:
     workspace: Workspace
     source: ModelSource
     tokenizer: Any
-    mixture: Mixture
     actors: Actors
     trainer: PPOTrainer
     state: Resumable
@@ -98,7 +100,7 @@ class _Training:
     accelerator: Accelerator
 
     @classmethod
-    def open(cls, recipe: Recipe, inputs: Inputs, workspace: Workspace) -> "_Training":
+    def open(cls, recipe: Recipe, inputs: Inputs, workspace: Workspace, mixed: Mixture) -> "_Training":
         settings, device = recipe.reinforce, pick_device(recipe.device)
         # The others wait while the first process rates samples with the judge, which may take long.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
@@ -123,7 +125,6 @@ class _Training:
         reward = open_reward(recipe, inputs, actors.reward)
         rows = inputs.rows("red_team", Prompt)
         count = settings.steps * settings.episodes // settings.answers_each
-        mixed = mixture(recipe, inputs, reward, Encoder(tokenizer), ranks)
         prompts = draw_prompts(recipe, rows, mixed, count)
         watched = draw_watched(recipe, rows)
         sampler = Sampler(actors.policy.actor, tokenizer, settings, recipe.batch_tokens)
@@ -133,7 +134,7 @@ class _Training:
         state = Resumable(workspace, trainer.optimiser, "ppo", ranks.rank == 0)
         watch = Watch(recipe, inputs, sampler, reward, watched, workspace.folder / "checkpoint" / "good")
         parts = (actors, trainer, state, watch, ranks, accelerator)
-        return cls(recipe, workspace, source, tokenizer, mixed, *parts)
+        return cls(recipe, workspace, source, tokenizer, *parts)
 
     @property
     def main(self) -> bool:
@@ -199,8 +200,6 @@ class _Training:
         settings, done = self.recipe.reinforce, len(self.state.rows())
         found: dict[str, Any] = {
             "episodes": done * settings.episodes,
-            "helpful_share": self.mixture.share,
-            "undecided_prompts": len(self.mixture.wanted),
             "processes": self.ranks.count,
         }
         if self.watch.evidence:
