@@ -3,7 +3,7 @@
 Run: python experiments/behaviour.py MODEL [MODEL ...] [--data ../shared/data] [--sampled RUN]
 
 A MODEL is `embedded` or a folder, such as runs/tiny-7/04_finetune/model. Answers are greedy, the prompts
-those of `results.py`, or with --sampled those of a run's stage 5, which its reinforcement begins with: what
+those of `results.py`, or with --sampled those that a run's reinforcement prefers (its undecided ones, or else those of stage 5): what
 was learned there and does not hold for held-out prompts has not generalised. Two or three minutes a model on
 two cores, where a whole run takes an hour.
 """
@@ -26,6 +26,7 @@ from solon.records import Written
 from solon.refusal import is_refusal
 from solon.settings import Sampling
 from solon.stages.common import asks
+from solon.stages.openings import MIXTURE, OPENINGS
 from solon.store import read_rows
 
 BATCH_TOKENS, GREEDY = 16384, Sampling(max_tokens=64, temperature=0.0)
@@ -51,10 +52,15 @@ def held_out(data: Path) -> dict[str, list[str]]:
 
 
 def sampled(run: Path) -> dict[str, list[str]]:
-    """The prompts of a run's stage 5, by kind, each once."""
+    """The prompts that a run's reinforcement prefers, or else those of its stage 5, by kind, each once."""
     found: dict[str, dict[str, None]] = {"red_team": {}, "helpful": {}}
-    for answer in read_rows(run / "05_sample" / "rows.parquet", Written):
-        found[answer.prompt_kind][answer.prompt] = None
+    told = run / "08_reinforce" / MIXTURE
+    wanted = json.loads(told.read_text(encoding="utf-8"))["wanted"] if told.exists() else {}
+    ids = {prompt for of_kind in wanted.values() for prompt in of_kind}
+    rows = told.with_name(OPENINGS) if ids else run / "05_sample" / "rows.parquet"
+    for row in read_rows(rows, Written):
+        if not ids or row.prompt_id in ids:
+            found[row.prompt_kind][row.prompt] = None
     return {kind: list(prompts) for kind, prompts in found.items()}
 
 
@@ -81,7 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+")
     add_data(parser)
-    parser.add_argument("--sampled", type=Path, metavar="RUN", help="on the prompts of this run's stage 5")
+    parser.add_argument(
+        "--sampled", type=Path, metavar="RUN", help="on the prompts that this run's reinforcement prefers"
+    )
     options = parser.parse_args()
     prompts = sampled(options.sampled) if options.sampled else held_out(options.data)
     for model in options.models:

@@ -140,8 +140,8 @@ def table(results: Results) -> Iterator[str]:
         yield f"| {MODELS[a]} over {MODELS[b]} | {cells} |"
 
 
-def run(recipe: str, seed: int, folder: Path, prompts: heldout.HeldOut) -> None:
-    """One run of the recipe that evaluates on these prompts alone."""
+def overrides(seed: int, prompts: heldout.HeldOut) -> list[str]:
+    """What a run of the table sets beside its recipe: it evaluates on these prompts alone."""
     settings = {
         "seed": seed,
         "red_team.heldout": 0,
@@ -150,30 +150,49 @@ def run(recipe: str, seed: int, folder: Path, prompts: heldout.HeldOut) -> None:
         "evaluate.prompts": heldout.RED_TEAM,
         "evaluate.helpful": heldout.HELPFUL,
     }
-    changes = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def run(recipe: str, folder: Path, changed: Sequence[str]) -> None:
+    """One run of the recipe."""
+    changes = [part for change in changed for part in ("--set", change)]
     command = [sys.executable, "-m", "solon", "run", recipe, "--run-dir", str(folder), *changes]
     subprocess.run(command, check=True)
 
 
 def of_seed(
-    recipe: str, seed: int, runs: Path, prompts: heldout.HeldOut | None, classifier: human_harm.Classifier
+    recipe: str,
+    seed: int,
+    runs: Path,
+    prompts: heldout.HeldOut,
+    classifier: human_harm.Classifier,
+    finished: bool,
 ) -> list[Asked]:
-    """What a seed comes to: as kept, or from its run, which is made first if `prompts` are given.
+    """What a seed comes to: as kept, or from its run, which is made first unless it is `finished`.
 
-    Raises ValueError if what there is was made by another version of the recipe.
+    Raises ValueError if what there is was made by another version of the recipe, or on other prompts.
     """
     loaded, path = load_recipe(recipe)
     wanted = kept.identity(loaded, path.parent)
     file, folder = lab.HERE / "results" / f"{recipe}-{seed}.jsonl", runs / f"{recipe}-{seed}"
     if file.is_file():
         return kept.read(file, wanted)
-    if prompts:
-        run(recipe, seed, folder, prompts)
-    if kept.of_run(folder, path.parent) != wanted:
+    changed = overrides(seed, prompts)
+    if not finished:
+        run(recipe, folder, changed)
+    if kept.of_run(folder, path.parent, changed) != wanted:
         raise ValueError(f"{folder}: made by another version of the recipe")
     found = kept.measured(folder, classifier)
     kept.write(file, wanted, found)
     return found
+
+
+def same_prompts(seeds: Mapping[int, Sequence[Asked]]) -> set[tuple[str, PromptKind]]:
+    """What all seeds were asked. Raises ValueError if they were not asked the same."""
+    first, *others = ({(one.prompt, one.on) for one in asked} for asked in seeds.values())
+    if any(other != first for other in others):
+        raise ValueError("the seeds were asked different prompts; remove what is kept, and run them again")
+    return first
 
 
 def replaced(text: str, recipe: str, lines: Sequence[str]) -> str:
@@ -199,9 +218,12 @@ def main() -> None:
     replaced(readme.read_text(encoding="utf-8"), options.recipe, [])
     classifier = human_harm.fitted(human_harm.labelled(options.data))
     people = classifier.agreement.right
-    prompts = None if options.finished else heldout.write(options.data, options.runs.resolve() / "heldout")
-    seeds = {seed: of_seed(options.recipe, seed, options.runs, prompts, classifier) for seed in options.seeds}
-    counts = Counter(one.on for one in seeds[options.seeds[0]])
+    prompts = heldout.write(options.data, options.runs.resolve() / "heldout")
+    seeds = {
+        seed: of_seed(options.recipe, seed, options.runs, prompts, classifier, options.finished)
+        for seed in options.seeds
+    }
+    counts = Counter(on for _, on in same_prompts(seeds))
     intro = (
         f"`recipes/{options.recipe}.yaml` with the seeds {', '.join(map(str, options.seeds))}, on "
         f"{counts['red_team']} harmful and {counts['helpful']} ordinary requests from public sets. Mean over "

@@ -89,7 +89,8 @@ class Run:
         self._base = resolve(recipe.model, fetch)
         self._models = _role_sources(recipe, self._base, fetch)
         prompt_paths(recipe, beside)
-        check_paths(recipe, beside)
+        for judge in ("judge", "evaluator"):
+            check_paths(recipe, beside, judge)
         shaping_path(recipe, beside)
         _check_fit(recipe, self.constitution)
         _check_alone(recipe, self.process)

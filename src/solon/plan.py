@@ -15,7 +15,7 @@ from solon.constitution import Constitution, Principle, Purpose
 from solon.digest import digest, file_sha256
 from solon.errors import UsageError
 from solon.judge_settings import JudgeKind, JudgeSettings
-from solon.recipe import JudgeName, Recipe
+from solon.recipe import JudgeName, Recipe, Source
 from solon.records import Checked, Label, Prompt, Row, Step, Verdict, Written
 from solon.roles import Role, RoleName
 from solon.training_settings import Algorithm
@@ -144,7 +144,14 @@ def _preflight(recipe: Recipe, constitution: Constitution) -> Any:
 
 
 def _red_team(recipe: Recipe, constitution: Constitution) -> Any:
-    return recipe.red_team.model_dump()
+    """Files count by their names, which rows tell, and by their content: not by where they lie."""
+    settings = recipe.red_team
+
+    def named(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        return tuple(s.model_copy(update={"file": Path(s.file).name}) for s in sources)
+
+    fields = ("sources", "helpful", "heldout_sources", "heldout_helpful")
+    return settings.model_copy(update={f: named(getattr(settings, f)) for f in fields}).model_dump()
 
 
 def _revise(recipe: Recipe, constitution: Constitution) -> Any:

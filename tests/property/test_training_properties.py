@@ -85,8 +85,7 @@ def test_the_first_policy_gradient_is_that_of_reinforce(seed: int) -> None:
 
 @given(seeds)
 def test_k3_is_never_negative(seed: int) -> None:
-    _, k3 = approximate_kl(noise(seed, 3, 4), noise(seed + 1, 3, 4))
-    assert (k3 >= 0).all()
+    assert (approximate_kl(noise(seed, 3, 4), noise(seed + 1, 3, 4)) >= 0).all()
 
 
 @given(lengths_of_batches.filter(lambda lengths: sum(lengths) > 2), seeds, st.floats(-10, 10))

@@ -9,7 +9,6 @@ from solon.training.batching import (
     mask_of,
     minibatches,
     pad_right,
-    positions,
 )
 
 
@@ -40,11 +39,6 @@ def test_mask_counts_lengths_whatever_the_ids_are() -> None:
 def test_mask_refuses_lengths_that_do_not_fit(length: int) -> None:
     with pytest.raises(ValueError, match="do not fit into 3 columns"):
         mask_of(torch.tensor([length]), 3)
-
-
-def test_positions_with_padding_on_either_side() -> None:
-    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]])
-    assert positions(mask).tolist() == [[0, 1, 2, 2], [0, 0, 0, 1]]
 
 
 def test_minibatches_are_fresh_each_time_and_repeat_with_the_seed() -> None:

@@ -57,6 +57,30 @@ def test_a_parameter_without_gradient_stays() -> None:
     assert float(still) == 1.0
 
 
+def test_steps_without_any_gradient_are_no_steps() -> None:
+    """Zeros joined for 50 steps would make AdamW's first true one 0.71 of its size."""
+    waiting, moved = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimiser = Optimiser({"w": waiting, "m": moved}, 0.1)
+    for _ in range(50):
+        moved.grad = torch.ones(1)
+        optimiser.step(1e9, join=lambda tensors: None)
+    assert float(waiting) == 1.0
+    waiting.grad = torch.ones(1)
+    optimiser.step(1e9, join=lambda tensors: None)
+    assert float(waiting) == pytest.approx(0.9)
+
+
+def test_a_gradient_of_another_process_alone_moves_it_here_too() -> None:
+    parameter = nn.Parameter(torch.ones(1))
+
+    def join(tensors: list[torch.Tensor]) -> None:
+        for tensor in tensors:
+            tensor += 1.0  # What the other process has: a gradient of 1
+
+    Optimiser({"w": parameter}, 0.1).step(1e9, join)
+    assert float(parameter) == pytest.approx(0.9)
+
+
 def test_state_comes_back_bit_for_bit() -> None:
     def fresh() -> tuple[nn.Parameter, Optimiser]:
         parameter = nn.Parameter(torch.ones(5, dtype=torch.bfloat16))

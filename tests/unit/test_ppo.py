@@ -423,12 +423,12 @@ def test_scores_count_from_the_mean_of_their_kind() -> None:
 
 
 def test_scores_count_from_the_mean_of_the_other_answers_to_their_prompt() -> None:
-    """Of 1, 2, 6 the others' means are 4, 3.5, 1.5; of 5, 5 there is nothing to learn."""
-    scores, prompts = torch.tensor([1.0, 5.0, 2.0, 5.0, 6.0]), [(1,), (2, 1), (1,), (2, 1), (1,)]
-    found = left_out(scores, prompts)
-    torch.testing.assert_close(found, torch.tensor([-3.0, 0.0, -1.5, 0.0, 4.5]))
-    with pytest.raises(ValueError, match="single answer"):
-        left_out(scores[:2], prompts[:2])
+    """Of 1, 2, 6 the others' means are 4, 3.5, 1.5; of 5, 5, 5 there is nothing to learn."""
+    scores = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
+    torch.testing.assert_close(left_out(scores, 3), torch.tensor([-3.0, -1.5, 4.5, 0.0, 0.0, 0.0]))
+    for group in (1, 4):
+        with pytest.raises(ValueError, match="no groups"):
+            left_out(scores, group)
 
 
 def test_a_prompt_that_scores_lower_is_no_worse(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -436,7 +436,9 @@ def test_a_prompt_that_scores_lower_is_no_worse(tiny_model_folder: Path, tmp_pat
     episodes = [EPISODES[0], EPISODES[0], EPISODES[1], EPISODES[1]]
     rollout = evaluate(made.policy, episodes, torch.tensor([5.0, 1.0, 6.0, 2.0]), PLAN[0])
     higher = replace(rollout, score_B=rollout.score_B + torch.tensor([10.0, 10.0, 0.0, 0.0]))
-    once, again = (targets(r, settings(centre_scores="prompt"), 0.05, Ranks()) for r in (rollout, higher))
+    once, again = (
+        targets(r, settings(centre_scores="prompt", group=2), 0.05, Ranks()) for r in (rollout, higher)
+    )
     torch.testing.assert_close(once.advantage_BT, again.advantage_BT, atol=1e-5, rtol=1e-5)
 
 

@@ -121,6 +121,13 @@ def test_seeds_machines_and_held_out_prompts_leave_a_recipe_what_it_is() -> None
     assert names[0] == names[1] != names[2]
 
 
+def test_seeds_that_were_asked_different_prompts_are_not_pooled() -> None:
+    one, two = _asked("p"), _asked("p", "helpful")
+    assert RESULTS.same_prompts({7: [one, two], 8: [two, one]}) == {("p", "red_team"), ("p", "helpful")}
+    with pytest.raises(ValueError, match="different prompts"):
+        RESULTS.same_prompts({7: [one, two], 8: [one]})
+
+
 def test_agreement_with_people_by_hand() -> None:
     """Harmful: 2, -1; harmless: -3, -1, 1. Right: 2, -3, -1. Of six pairs, 3 + 1/2 + 1 are ranked right."""
     said, harm = np.array([2.0, -1.0, -3.0, -1.0, 1.0]), np.array([1.0, 0.5, 0.0, 0.25, 0.4])

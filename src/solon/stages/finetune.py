@@ -28,7 +28,7 @@ from solon.text import complete_sentences, is_degenerate
 from solon.training.adapters import lora_config, save_merged
 from solon.training.answer_trainer import IGNORED, AnswerTrainer
 from solon.training.encoding import Encoded, Encoder
-from solon.training.trl_trainers import common_settings, last_checkpoint
+from solon.training.trl_trainers import common_settings, last_checkpoint, on_one_device
 from solon.training_settings import Finetune
 
 
@@ -131,7 +131,7 @@ def _trainer(
     )
     trainer = AnswerTrainer(
         model=model,
-        args=config,
+        args=on_one_device(config),
         train_dataset=_dataset(encoded),
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora, model) if settings.method == "lora" else None,

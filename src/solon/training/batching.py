@@ -39,15 +39,6 @@ def mask_of(lengths_B: Tensor, T: int) -> Tensor:
     return torch.arange(T, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
-def positions(mask_BT: Tensor) -> Tensor:
-    """Position ids, int64 [B, T]: the valid tokens of each row count from 0, on whichever side padding lies.
-
-    Padding before the first token has 0, padding behind repeats the last position: both are valid ids
-    for a position table of the row's own length.
-    """
-    return (mask_BT.long().cumsum(-1) - 1).clamp(min=0)
-
-
 def minibatches(n: int, size: int, generator: torch.Generator) -> list[list[int]]:
     """The indices 0..n-1 in a fresh random order, cut into lists of `size`; the last may be shorter.
 

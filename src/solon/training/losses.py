@@ -68,15 +68,14 @@ def value_loss(
     return 0.5 * masked_mean(worse_BT, mask_BT)
 
 
-def approximate_kl(logp_BT: Tensor, logp_other_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Two estimates of KL(p || q) for each token that was sampled from p: (k1_BT, k3_BT), in nats.
+def approximate_kl(logp_BT: Tensor, logp_other_BT: Tensor) -> Tensor:
+    """An estimate of KL(p || q) for each token that was sampled from p, [B, T], in nats.
 
-    With log r = log q - log p: k1 = -log r is unbiased and may be negative; k3 = (r - 1) - log r is
-    unbiased, never negative and varies less. Schulman 2020, "Approximating KL Divergence"
-    (joschu.net/blog/kl-approx.html). Padding is not masked here.
+    With log r = log q - log p: k3 = (r - 1) - log r is unbiased, never negative, and varies less than -log r.
+    Schulman 2020, "Approximating KL Divergence" (joschu.net/blog/kl-approx.html). Padding is not masked here.
     """
     log_ratio_BT = logp_other_BT - logp_BT
-    return -log_ratio_BT, torch.expm1(log_ratio_BT) - log_ratio_BT
+    return torch.expm1(log_ratio_BT) - log_ratio_BT
 
 
 def entropy(logits_NV: Tensor) -> Tensor:

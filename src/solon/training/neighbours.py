@@ -27,7 +27,7 @@ from solon.training.adapters import lora_config
 from solon.training.encoding import Encoder
 from solon.training.optimiser import PPO_EPSILON
 from solon.training.rollout import Episode, Reward, shaped
-from solon.training.trl_trainers import common_settings, last_checkpoint
+from solon.training.trl_trainers import common_settings, last_checkpoint, on_one_device
 from solon.training_settings import Reinforce
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -248,8 +248,7 @@ def _config(kind: Any, setup: Setup, row_tokens: int, **own: Any) -> Any:
         ),
         **own,
     )
-    config._n_gpu = 1  # A process uses one, as in PPO; TRL refuses to run where it sees more.
-    return config
+    return on_one_device(config)
 
 
 def _questions(prompts: Sequence[OnlinePrompt], encoder: Encoder) -> Dataset:

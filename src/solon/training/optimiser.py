@@ -54,7 +54,7 @@ class Optimiser:
         self.collect()
         masters = list(self._masters.values())
         if join is not None:
-            join([_gradient(master) for master in masters])
+            _join_gradients(masters, join)
         norm = torch.nn.utils.clip_grad_norm_(masters, max_norm)
         self._adam.step()
         self.discard()
@@ -96,8 +96,14 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.detach().float())
 
 
-def _gradient(master: nn.Parameter) -> Tensor:
-    """The gradient, zeros where this process has none: every process must join with the same tensors."""
-    if master.grad is None:
-        master.grad = torch.zeros_like(master)
-    return master.grad
+def _join_gradients(masters: list[nn.Parameter], join: Callable[[list[Tensor]], None]) -> None:
+    """Every process joins with the same tensors, zeros where it has none; where none has one, none is left.
+
+    Zeros in the place of no gradient would count as AdamW steps: its bias correction then takes a history
+    that is not there for a small one, and the true steps that follow are several times too large.
+    """
+    having = torch.tensor([float(m.grad is not None) for m in masters], device=masters[0].device)
+    gradients = [torch.zeros_like(m) if m.grad is None else m.grad for m in masters]
+    join([*gradients, having])
+    for master, gradient, count in zip(masters, gradients, having.tolist(), strict=True):
+        master.grad = gradient if count else None

@@ -48,7 +48,7 @@ def targets(
     if settings.centre_scores == "kind":
         score_B = centred(score_B, [e.source for e in rollout.episodes], sources, ranks)
     elif settings.centre_scores == "prompt":
-        score_B = left_out(score_B, [e.prompt for e in rollout.episodes])
+        score_B = left_out(score_B, settings.group)
     reward_BT = token_rewards(rollout.logp_BT, rollout.reference_BT, score_B, rollout.lengths_B, beta)
     if settings.whiten_rewards:
         reward_BT = whiten(reward_BT, rollout.mask_BT, shift_mean=False, reduce=ranks.sum)
@@ -74,24 +74,20 @@ def centred(score_B: Tensor, source_B: Sequence[str], sources: Sequence[str], ra
     return centred_B
 
 
-def left_out(score_B: Tensor, prompt_B: Sequence[tuple[int, ...]]) -> Tensor:
-    """Scores less the mean of the other answers' to the same prompt, which must all be in this process.
+def left_out(score_B: Tensor, group: int) -> Tensor:
+    """Scores less the mean of the other answers' of their group: so many in a row are to one prompt.
 
     The leave-one-out baseline (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740, eq. 8): it does not
     depend on the answer that it is taken from, so the gradient's expectation stays as it is, and how good the
     prompt's answers are in the mean is no longer noise in it.
 
     Raises:
-        ValueError: a prompt has one answer.
+        ValueError: a group has one answer, or the last one is not whole.
     """
-    centred_B = score_B.clone()
-    for prompt in dict.fromkeys(prompt_B):
-        of_B = torch.tensor([own == prompt for own in prompt_B])
-        count = int(of_B.sum())
-        if count < 2:
-            raise ValueError("a prompt has a single answer, which nothing can be left out of")
-        centred_B[of_B] = (score_B[of_B] - score_B[of_B].mean()) * count / (count - 1)
-    return centred_B
+    if group < 2 or len(score_B) % group:
+        raise ValueError(f"{len(score_B)} scores are no groups of {group}, two or more each")
+    score_PG = score_B.view(-1, group)
+    return ((score_PG - score_PG.mean(1, keepdim=True)) * group / (group - 1)).reshape(-1)
 
 
 def improve(
@@ -201,7 +197,7 @@ def micro_loss(
     )
     v_loss = value_loss(value_BT, old(rollout.value_BT), old(aims.return_BT), mask_BT, settings.value_clip)
     ratio_BT = torch.exp(logp_BT.detach() - old(rollout.logp_BT))
-    _, k3_BT = approximate_kl(old(rollout.logp_BT), logp_BT.detach())
+    k3_BT = approximate_kl(old(rollout.logp_BT), logp_BT.detach())
     figures = {
         "policy_loss": float(pg_loss.detach()),
         "value_loss": float(v_loss.detach()),

@@ -2,7 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from transformers import TrainingArguments
+
+Config = TypeVar("Config", bound=TrainingArguments)
 
 
 def common_settings(
@@ -26,6 +30,12 @@ def common_settings(
         "seed": seed,
         "data_seed": seed,
     }
+
+
+def on_one_device(config: Config) -> Config:
+    """The same settings for one device: without a launcher the trainer would spread over all GPUs it sees."""
+    config._n_gpu = 1  # TRL refuses to run on more
+    return config
 
 
 def last_checkpoint(folder: Path) -> str | None:
