@@ -42,7 +42,8 @@ def preferences(summary: dict[str, Any]) -> Iterator[str]:
     pairs = summary["evaluation"]["pairwise"]
     for a, b in dict.fromkeys((p["a"], p["b"]) for p in pairs):
         found = {p["on"]: share(p["win_rate"], p["ci95"]) for p in pairs if (p["a"], p["b"]) == (a, b)}
-        yield f"| {names[a]} over {names[b]} | {found['red_team']} | {found['helpful']} |"
+        better, other = (names.get(name, name.upper()) for name in (a, b))
+        yield f"| {better} over {other} | {found['red_team']} | {found['helpful']} |"
     for one in summary["evaluation"]["revision_rounds"]:
         yield f"| revision {one['round']} over the first answer | {share(one['win_rate'], one['ci95'])} | |"
 

@@ -1,9 +1,10 @@
-"""Memory while prompts stream through a stage: 10,000 and 100,000 through `sample`, with a scripted engine.
+"""Memory while prompts stream through a stage: 100, 10,000, 100,000 through `sample`, with a scripted engine.
 
 Run: python bench/stream.py
 
 Each size runs in a process of its own: prompts are read from Parquet, two answers of thirty words each are
-journalled batch by batch and frozen. The figure is the peak of the process; the ratio is that of both sizes.
+journalled batch by batch and frozen. The figure is the peak of the process for the most prompts, and
+`kb_a_prompt` by how much it grows from the second size to the third, for each prompt more.
 """
 
 import subprocess
@@ -21,7 +22,7 @@ from solon.stages.common import choose
 from solon.stages.sample import answers
 from solon.store import EventLog, StageResult, Workspace, read_rows, write_rows
 
-FEW, MANY = 10_000, 100_000
+NEXT_TO_NONE, FEW, MANY = 100, 10_000, 100_000
 ANSWER = " ".join(f"word{i}" for i in range(30))
 
 
@@ -52,5 +53,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         stream(Path(sys.argv[1]), int(sys.argv[2]))
     else:
-        few, many = measured(FEW), measured(MANY)
-        report("stream", "peak_memory_mb", many, None, many / few, of_a_tenth=few, prompts=MANY)
+        none, few, many = measured(NEXT_TO_NONE), measured(FEW), measured(MANY)
+        growth = round(1024 * (many - few) / (MANY - FEW), 2)
+        more = {"of_100": none, "of_a_tenth": few, "kb_a_prompt": growth, "prompts": MANY}
+        report("stream", "peak_memory_mb", many, None, None, **more)

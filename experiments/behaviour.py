@@ -3,9 +3,9 @@
 Run: python experiments/behaviour.py MODEL [MODEL ...] [--data ../shared/data] [--sampled RUN]
 
 A MODEL is `embedded` or a folder, such as runs/tiny-7/04_finetune/model. Answers are greedy, the prompts
-those of `results.py`, or with --sampled those that a run's reinforcement prefers (its undecided ones, or else those of stage 5): what
-was learned there and does not hold for held-out prompts has not generalised. Two or three minutes a model on
-two cores, where a whole run takes an hour.
+those of `results.py`, or with --sampled those that a run's reinforcement prefers (its undecided ones, or else
+those of stage 5): what was learned there and does not hold for held-out prompts has not generalised. Two or
+three minutes a model on two cores, where a whole run takes an hour.
 """
 
 import argparse

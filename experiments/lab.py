@@ -22,7 +22,7 @@ from solon.constitution import Constitution, load_constitution
 from solon.prompt_files import read_prompts
 from solon.recipe import Source
 from solon.records import Written
-from solon.report.statistics import bootstrap_mean, wilson
+from solon.report.statistics import mean_of_shares, wilson
 from solon.stages import evaluate
 from solon.store import read_rows
 from solon.text import is_degenerate
@@ -46,7 +46,7 @@ class Share:
 
 def share(values: Sequence[float]) -> Share:
     """Raises ValueError if there is no value."""
-    low, high = bootstrap_mean(list(values), RESAMPLES, SEED)
+    low, high = mean_of_shares(list(values), RESAMPLES, SEED)
     return Share(sum(values) / len(values), low, high, len(values))
 
 

@@ -27,7 +27,7 @@ from kept import Answered, Asked
 
 from solon.recipe import load_recipe
 from solon.records import PromptKind
-from solon.report.statistics import bootstrap_mean
+from solon.report.statistics import mean_of_shares
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = "<!-- results {recipe}: begin -->", "<!-- results {recipe}: end -->"
@@ -66,7 +66,7 @@ def figure(seen: Sequence[Seen]) -> Figure:
         by_prompt[one.prompt].append(one.value)
         by_seed[one.seed].append(one.value)
     means = [float(np.mean(values)) for values in by_prompt.values()]
-    low, high = bootstrap_mean(means, RESAMPLES, SEED)
+    low, high = mean_of_shares(means, RESAMPLES, SEED)
     seeds = tuple(float(np.mean(by_seed[seed])) for seed in sorted(by_seed))
     return Figure(float(np.mean(means)), low, high, seeds)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from solon.chat import sources
+from solon.digest import seed_from
 from solon.engines.base import GenerateRequest, completions, user
 from solon.engines.local import open_engine
 from solon.errors import UsageError
@@ -74,11 +75,18 @@ def _sources(given: str, several: bool) -> dict[str, ModelSource]:
 
 
 def ask(
-    models: Mapping[str, ModelSource], prompts: Sequence[str], sampling: Sampling, device: str, dtype: str
+    models: Mapping[str, ModelSource],
+    prompts: Sequence[str],
+    sampling: Sampling,
+    device: str,
+    dtype: str,
+    seed: int = 0,
 ) -> list[Answered]:
-    """Every model's answer to every prompt, one model in memory at a time."""
+    """Every model's answer to every prompt, one model in memory at a time; `seed` is of the sampling."""
     where = pick_device(device)
-    requests = [GenerateRequest(user(text), sampling, i) for i, text in enumerate(prompts)]
+    requests = [
+        GenerateRequest(user(text), sampling, seed_from(seed, "blind", i)) for i, text in enumerate(prompts)
+    ]
 
     def texts(source: ModelSource) -> list[str]:
         """The engine is gone when the next one is opened."""

@@ -16,6 +16,7 @@ from solon.recipe import Recipe, load_recipe
 from solon.report.rundata import finished_stages
 from solon.settings import Sampling
 from solon.stages.common import engine_for
+from solon.text import printable
 
 
 class Panel:
@@ -40,8 +41,8 @@ class Panel:
         table = Table(box=box.ROUNDED, expand=True)
         for name in answers:
             table.add_column(name, ratio=1, overflow="fold")
-        # Text, not str: a model's output is never read as markup.
-        table.add_row(*(Text(text) for text in answers.values()))
+        # A model's output is never read as markup, nor obeyed by the terminal.
+        table.add_row(*(Text(printable(text)) for text in answers.values()))
         self._console.print(table)
 
 

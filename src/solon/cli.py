@@ -208,7 +208,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="The readers' file, JSONL; the key is written beside it.")],
     column: Annotated[str, typer.Option(help="The column or key that holds the prompt.")] = "text",
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer at the most.")] = 96,
-    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, max=5, help="0: greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the order, and of sampling.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
@@ -221,7 +221,7 @@ def evaluate(
         raise UsageError(f"{out}: the answers are JSON lines. Name the file *.jsonl.")
     texts, asked = read_texts(prompts, column), named_models(models)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
-    key = write(shuffled(ask(asked, texts, sampling, device, dtype), seed), out)
+    key = write(shuffled(ask(asked, texts, sampling, device, dtype, seed), seed), out)
     typer.echo(f"Answers: {out}   {len(texts)} prompts, {len(asked)} models\nKey:     {key}")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solon.errors import UsageError
+from solon.text import printable
 
 if TYPE_CHECKING:
     from solon.constitution import Constitution
@@ -98,7 +99,8 @@ def _print_tests(tests: "list[PrincipleTest]", failures: bool) -> None:
     typer.echo(f"{asked - wrong} of {asked} comparisons are judged as the constitution says.")
     for one in tests if failures else ():
         for item in one.failed:
-            typer.echo(f"\n{one.principle}: {item.prompt}\n  better: {item.better}\n  worse:  {item.worse}")
+            shown = f"\n{one.principle}: {item.prompt}\n  better: {item.better}\n  worse:  {item.worse}"
+            typer.echo(printable(shown))
 
 
 @app.command()
@@ -106,11 +108,11 @@ def diff(
     a: ConstitutionFile,
     b: ConstitutionFile,
     run: Annotated[
-        Path | None, typer.Option(help="A run whose labelled pairs show which labels would flip.")
+        Path | None, typer.Option(help="A run on whose labelled pairs both wordings are asked.")
     ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of the run that are asked at the most.")] = 64,
 ) -> None:
-    """Show what differs between two constitutions and, with --run, the share of labels that would flip."""
+    """Show what differs between two constitutions and, with --run, on how many pairs judgements would."""
     from solon.constitution import load_constitution
     from solon.constitution_diff import differences
 
@@ -120,7 +122,7 @@ def diff(
         typer.echo(line)
     if run is None:
         if found.reworded:
-            typer.echo("Add --run RUN to see the share of its labels that would flip.")
+            typer.echo("Add --run RUN to see on how many of its pairs the wordings prefer different answers.")
         return
     from solon.feedback.flips import flips
 

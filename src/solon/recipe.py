@@ -120,7 +120,9 @@ class Evaluate(Settings):
     prompts: int = Field(default=48, ge=2, description="Held-out red-team prompts")
     helpful: int = Field(default=32, ge=2, description="Held-out helpful prompts")
     max_tokens: int = Field(default=64, ge=1, description="Greedy answers of this length at the most")
-    bootstrap: int = Field(default=1000, ge=100, description="Resamples of the prompts for each interval")
+    bootstrap: int = Field(
+        default=1000, ge=100, description="Resamples of the prompts for the ratings' intervals"
+    )
     batch: int = Field(default=32, ge=1, description="Prompts a batch")
 
 

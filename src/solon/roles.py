@@ -19,7 +19,7 @@ class ServerSettings(Settings):
         description="completions: for base models, which are given a plain User/Assistant transcript",
     )
     concurrency: int = Field(default=32, ge=1, description="Requests in flight at the most, an endpoint")
-    timeout: float = Field(default=120.0, gt=0, description="Seconds a request")
+    timeout: float = Field(default=120.0, gt=0, description="Seconds without a byte, then it asks again")
     tokens: bool = Field(
         default=False, description="Ask for ids and log-probabilities of what is generated (vLLM)"
     )

@@ -22,6 +22,7 @@ _CHECKED = (
     ("judge", "check", "the constitution's own comparisons"),
     ("judge", "file", "the check file"),
     ("evaluation's judge", "evaluation", "the constitution's own comparisons"),
+    ("evaluation's judge", "evaluation_file", "the check file"),
 )
 
 
@@ -99,7 +100,10 @@ def _judge(metrics: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     judge |= {"calibration": found["calibration"], "checks": found["checks"]}
     if "evaluate" in metrics:
         judge |= {"evaluation_kind": metrics["evaluate"]["kind"]}
-        judge |= _named("evaluation", metrics["evaluate"]["checks"][0])
+        worked, *others = metrics["evaluate"]["checks"]
+        judge |= _named("evaluation", worked)
+        for check in others:
+            judge |= _named("evaluation_file", check)
     return judge
 
 
@@ -149,7 +153,7 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
         measured = _measured(reward["heldout_accuracy"], reward["n"], reward["ci95"])
         found.append(
             f"The reward model is not better than chance on held-out pairs {measured}: "
-            "PPO was trained on noise."
+            "what learned from its scores learned from noise."
         )
     stopped = [found for found in summary.get("ppo", {}).get("guard", ()) if found["over_optimised"]]
     if stopped:

@@ -11,6 +11,8 @@ from collections.abc import Sequence, Set
 
 # Scripts written without spaces: each character counts as a word.
 _SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+# A lone surrogate cannot be written at all.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _WORD = re.compile(rf"[{_SPACELESS}]|(?:(?![{_SPACELESS}])[^\W_])+(?:'(?:(?![{_SPACELESS}])[^\W_])+)*")
 
 Ngram = tuple[str, ...]
@@ -29,6 +31,11 @@ def word_ngrams(text: str, n: int) -> set[Ngram]:
 
 def _ngrams(sequence: Sequence[str], n: int) -> set[Ngram]:
     return {tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1)}
+
+
+def printable(text: str) -> str:
+    """The text without control characters: a terminal would obey them, and HTML has none."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 def jaccard(a: Set[object], b: Set[object]) -> float:

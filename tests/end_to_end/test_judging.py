@@ -64,7 +64,7 @@ def test_a_reworded_question_flips_labels_and_an_equal_one_does_not(labelled: Pa
         app, ["constitution", "diff", str(labelled / "constitution.yaml"), str(path), "--run", str(labelled)]
     )
     assert "~ p1 question:" in result.output
-    assert "labels would flip" in result.output
+    assert "it would prefer the other answer on" in result.output
 
 
 def _pairs(folder: Path) -> Path:

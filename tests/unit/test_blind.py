@@ -68,3 +68,9 @@ def test_greedy_answers_of_the_same_model_are_the_same(tiny_model_folder: Path) 
     ]
     assert [a.answer for a in found[:2]] == [a.answer for a in found[2:]]
     assert found[0].answer
+
+
+def test_answers_are_sampled_by_the_seed(tiny_model_folder: Path) -> None:
+    models, hot = named_models([f"a={tiny_model_folder}"]), Sampling(max_tokens=8, temperature=2.0)
+    said = [ask(models, ["go"], hot, "cpu", "float32", seed)[0].answer for seed in (1, 1, 2)]
+    assert said[0] == said[1] != said[2]

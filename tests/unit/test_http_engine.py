@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 from hypothesis import given
@@ -249,6 +250,39 @@ def test_a_server_that_never_answers_in_time_has_its_settings_named() -> None:
     ):
         completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
     assert len(server.asked) == 8
+
+
+def test_a_server_that_is_slow_to_list_its_models_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    get = httpx2.Client.get
+
+    def slow(client: httpx2.Client, url: str, **more: Any) -> httpx2.Response:
+        if url.endswith("/models"):
+            raise httpx2.ReadTimeout("ten seconds have passed")
+        return get(client, url, **more)
+
+    monkeypatch.setattr(httpx2.Client, "get", slow)
+    with serving(lambda asked: Answer(message("x"))) as server:
+        assert len(completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])) == 1
+
+
+def test_a_refusal_that_speaks_of_the_model_is_not_put_down_to_its_name() -> None:
+    words = "Unsupported parameter: 'max_tokens' is not supported with this model."
+    for served, fix in (
+        (["other", "more"], "the server has other, more"),
+        (["m", "other"], "what the server can"),
+    ):
+        with (
+            serving(lambda asked: Answer(words, 400), models=served) as server,
+            pytest.raises(RunError, match=fix),
+        ):
+            completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
+
+
+def test_half_a_character_in_a_reply_is_asked_again() -> None:
+    replies = iter(["cut \ud83d", "whole"])
+    with serving(lambda asked: Answer(message(next(replies)))) as server:
+        [found] = completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 0)])
+    assert found.text == "whole"
 
 
 def test_who_waits_for_a_silent_server_is_told_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

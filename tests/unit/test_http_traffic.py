@@ -127,6 +127,15 @@ def test_an_endpoint_that_is_too_slow_twice_is_asked_less_at_a_time() -> None:
         assert gate.lanes[0].limit == limit
 
 
+def test_come_back_at_once_is_not_taken_at_its_word() -> None:
+    clock = _Clock()
+    gate = Gate(["a"], 4, clock)
+    for least in (0.25, 0.5):
+        gate.busy(gate.enter(), 0.0)
+        assert gate.free_at() >= clock.now + least
+        clock.now += 100
+
+
 def test_a_time_to_come_back_is_a_number_or_a_date() -> None:
     now = datetime(2026, 11, 27, 12, 0, 0, tzinfo=UTC)
     assert retry_after("600", now) == 600
@@ -135,12 +144,18 @@ def test_a_time_to_come_back_is_a_number_or_a_date() -> None:
     assert [retry_after(told, now) for told in ("", "soon", "-1", "nan", "inf")] == [None] * 5
 
 
+class _Ticking(_Clock):
+    def __call__(self) -> float:
+        self.now += 0.3
+        return self.now
+
+
 def test_a_server_that_wants_nothing_for_half_an_hour_ends_the_run() -> None:
-    clock = _Clock()
+    clock = _Ticking()
 
     def busy(asked: Asked) -> Answer:
         clock.now += 700
-        return Answer("quota", 429, {"Retry-After": "0"})
+        return Answer("quota", 429, {"Retry-After": "0.01"})
 
     with serving(busy) as server, pytest.raises(RunError, match=r"more than 1800 s: http.*429: quota"):
         completions(http_engine(server.url, clock=clock), _requests(1))

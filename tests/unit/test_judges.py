@@ -284,7 +284,10 @@ def test_the_figures_of_a_check() -> None:
     assert check.length_matched is not None
     assert (check.length_matched.accuracy, check.length_matched.n) == (0.0, 2)
     assert check.unscored == {"empty": 1}
-    assert not check.beats_chance
+    assert not check.beats_chance()
+    lucky = replace(check, accuracy=0.6, n=100)
+    assert lucky.beats_chance(), "Wilson: 0.502"
+    assert not lucky.beats_chance(tried=2), "the better of two coins: 0.488"
     # Bins of 0.9 and 0.1: off by 0.1; 0.7, 0.3: by 0.3; 0.5 twice: by 0; 0.2, 0.8: by 0.8.
     assert check.ece == pytest.approx((0.1 + 0.3 + 0.0 + 0.8) / 4)
     assert summarise("choice", "file", results[4:], 1.0, 7) is None

@@ -50,7 +50,7 @@ def _bench(*kinds: str) -> Bench:
 def test_the_judge_that_is_right_most_often_is_picked() -> None:
     picked = pick(_bench("choice", "linear_probe"))
     assert picked.kind == "linear_probe"
-    assert picked.beats_chance
+    assert not picked.weak
     [own] = picked.checks
     assert (own.kind, own.on, own.accuracy, own.n) == ("linear_probe", "comparisons", 1.0, 15)
     [choice] = picked.measured["choice"]
@@ -67,8 +67,9 @@ def test_the_check_file_counts_as_well(tmp_path: Path) -> None:
     picked = pick(_bench("linear_probe"), file)
     own, outside = picked.checks
     assert (outside.on, outside.n, outside.accuracy) == ("pairs.jsonl", 40, 0.0)
-    assert own.beats_chance
-    assert not picked.beats_chance
+    assert own.beats_chance()
+    assert own not in picked.weak
+    assert picked.weak
     assert picked.judge.calibration.n == 55
 
 

@@ -246,6 +246,7 @@ def test_agreement_is_told_for_each_sort_of_pair(tiny_model_folder: Path) -> Non
         ("red_team", False, 4),
         ("red_team", True, 2),
     ]
+    assert figures["prompts"] == len({pair.prompt_id for pair in pairs if not pair.crossed})
     right = sum(f["accuracy"] * f["n"] for f in figures["by_pairs"] if not f["crossed"])
     assert figures["n"] == 8, "the headline is of the prompts' own answers"
     assert right / 8 == pytest.approx(figures["heldout_accuracy"])

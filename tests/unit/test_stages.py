@@ -114,7 +114,7 @@ def test_describe_by_hand() -> None:
         _row("", kind="answer"),
         _row("Boil it for ten minutes.", kind="answer", prompt_kind="helpful"),
     ]
-    figures = describe(answers, 100, 0)
+    figures = describe(answers)
     assert figures["refusal_rate"] == pytest.approx(1 / 3)
     assert figures["over_refusal_rate"] == 0.0
     assert figures["degenerate_rate"] == pytest.approx(1 / 4)

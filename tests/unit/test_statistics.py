@@ -11,8 +11,10 @@ from solon.report.statistics import (
     ELO_PER_NAT,
     bootstrap_mean,
     bootstrap_ratings,
+    bootstrap_ratio,
     bradley_terry,
     ece,
+    mean_of_shares,
     moving_mean,
     reliability,
     wilson,
@@ -186,3 +188,28 @@ def test_ece_of_perfect_calibration_is_0(predicted: list[float]) -> None:
 
 def test_moving_mean_by_hand() -> None:
     assert moving_mean([1, 3, 5, 7], 2) == [1, 2, 4, 6]
+
+
+def test_shares_that_are_all_alike_leave_something_to_know() -> None:
+    assert mean_of_shares([0.0] * 28, 100, 0) == wilson(0, 28)
+    assert mean_of_shares([1.0, 1.0], 100, 0) == wilson(2, 2)
+    assert mean_of_shares([0.0, 1.0, 0.5], 100, 0) == bootstrap_mean([0.0, 1.0, 0.5], 100, 0)
+    assert mean_of_shares([0.5, 0.5], 100, 0) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="one number or more"):
+        mean_of_shares([], 100, 0)
+
+
+def test_units_that_count_once_make_the_ratio_a_mean() -> None:
+    values = [1.0, 0.0, 1.0, 1.0, 0.0]
+    assert bootstrap_ratio(values, [1] * 5, 500, 3) == pytest.approx(bootstrap_mean(values, 500, 3))
+
+
+def test_trials_of_one_unit_count_as_one() -> None:
+    """Twenty units of three equal trials each are as uncertain as twenty trials, not as sixty."""
+    hits = [3.0] * 15 + [0.0] * 5
+    low, high = bootstrap_ratio(hits, [3.0] * 20, 4000, 0)
+    alone = bootstrap_mean([1.0] * 15 + [0.0] * 5, 4000, 0)
+    assert (low, high) == pytest.approx(alone)
+    assert bootstrap_ratio([3.0] * 4, [3.0] * 4, 100, 0) == wilson(4, 4)
+    with pytest.raises(ValueError, match="of each unit both"):
+        bootstrap_ratio([1.0], [0.0], 100, 0)

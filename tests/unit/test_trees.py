@@ -103,3 +103,8 @@ def test_a_window_of_attention_forbids_trees(tiny_engine: LocalEngine) -> None:
         assert not shares_starts(tiny_engine.model)
     finally:
         del config.layer_types
+    config.alibi = True
+    try:
+        assert not shares_starts(tiny_engine.model), "distances by column"
+    finally:
+        del config.alibi

@@ -97,7 +97,14 @@ def divided(model: Any) -> bool:
 
 
 def shares_starts(model: Any) -> bool:
-    """Whether every block of the model attends to all that came before, so that a mask of ours holds."""
+    """Whether every block of the model attends to all that came before, so that a mask of ours holds.
+
+    Windows and distances that count columns in place of positions (GPT-Neo's local blocks, ALiBi) do not.
+    """
     config = model.config.get_text_config()
+    nested = getattr(config, "attn_config", None)
+    by_column = [getattr(config, name, None) for name in ("window_size", "attention_types", "alibi")]
+    if any((*by_column, getattr(nested, "alibi", None))):
+        return False
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)

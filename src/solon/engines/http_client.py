@@ -218,10 +218,10 @@ class Client:
         if isinstance(response, Failed):
             return response, asked.most
         if response.status_code != 200:
-            return self._turned_down(endpoint, url, response), asked.most
+            return self._turned_down(endpoint, url, response, str(asked.body.get("model"))), asked.most
         return self._understood(url, response, asked)
 
-    def _turned_down(self, endpoint: str, url: str, response: httpx2.Response) -> Failed | _Busy:
+    def _turned_down(self, endpoint: str, url: str, response: httpx2.Response, model: str) -> Failed | _Busy:
         status = response.status_code
         words = self._link.without_key(response.text)
         said = f"{url}: status {status}: {' '.join(words.split())[:200]}"
@@ -232,7 +232,8 @@ class Client:
         if status >= 500 and "supported" not in words.lower():
             # A proxy's 502 or 504 comes after the server behind it has worked.
             return Failed(said, lost=status in (502, 504))
-        raise RefusedError(f"refused, {said}. {self._link.fix(endpoint, status, words)}", status, words)
+        fix = self._link.fix(endpoint, status, words, model)
+        raise RefusedError(f"refused, {said}. {fix}", status, words)
 
     def _understood(
         self, url: str, response: httpx2.Response, asked: _Asked

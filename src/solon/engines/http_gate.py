@@ -105,12 +105,12 @@ class Gate(Stoppable):
             lane.limit = min(self._most, lane.limit + 1 / lane.limit)
 
     def busy(self, ticket: Ticket, seconds: float | None) -> None:
-        """The endpoint wants no request for so long; None: it does not say, and is left alone ever longer."""
+        """The endpoint wants no request for so long; None or 0: not said, it is left alone ever longer."""
         lane = ticket.lane
         with self._leaving(lane):
             now = self._clock()
             lane.refusals += self._cut(ticket, now)
-            told = pause_seconds(max(1, lane.refusals)) if seconds is None else seconds
+            told = seconds or pause_seconds(max(1, lane.refusals))
             lane.free_at = max(lane.free_at, now + told)
 
     def failed(self, ticket: Ticket, slow: bool = False) -> None:

@@ -96,8 +96,10 @@ class Link:
         """The models that an endpoint lists, none where it does not; else why it cannot be reached."""
         try:
             response = self._client.get(f"{url}/models", headers=self._headers(), timeout=_GREETING_SECONDS)
-        except httpx2.RequestError as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             return _say(url, error)
+        except httpx2.RequestError:
+            return []  # Something answers, if slowly: requests have their own attempts
         try:
             return [str(model["id"]) for model in response.json()["data"]]
         except (ValueError, LookupError, TypeError):
@@ -117,8 +119,8 @@ class Link:
             failed.append(found)
         raise RunError(f"{failed[0]}: no server answers there. Start it, or correct {self._role}.endpoints.")
 
-    def fix(self, endpoint: str, status: int, words: str) -> str:
-        """What to do about a refusal, as far as its words tell."""
+    def fix(self, endpoint: str, status: int, words: str, model: str) -> str:
+        """What to do about a refusal of a request to `model`, as far as its words tell."""
         lower = words.lower()
         if status in (401, 403):
             return f"Check the key in {self._key_env}."
@@ -132,7 +134,7 @@ class Link:
                 "The text and its new tokens do not fit the server's context: shorten it, lower max_tokens."
             )
         served = self._served(endpoint) if status == 404 or "model" in lower else []
-        if isinstance(served, list) and served:
+        if isinstance(served, list) and served and model not in served:
             return f"Check {self._role}.model: the server has {', '.join(served[:5])}."
         if status == 404 and not endpoint.endswith("/v1"):
             return f"Check {self._role}.endpoints: most servers' addresses end in /v1."

@@ -5,6 +5,7 @@ client tells as such. `None` stands for what a server leaves out where it does n
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from solon.records import Finish
 
 Reply = dict[str, Any]
 _CUT = ("length", "content_filter")  # Reasons for an end that is not the text's own
+_HALF = re.compile("[\ud800-\udfff]")  # Of a character that a server cut; no file can hold it
 _BROKEN_OFF = ("abort", "error")  # Worth another attempt
 
 
@@ -35,6 +37,8 @@ def text_completion(reply: Reply, tokens: bool) -> Completion:
 def _completion(reply: Reply, choice: Reply, text: Any, told: Sequence[Any], tokens: bool) -> Completion:
     if not isinstance(text, str | None):
         raise TypeError("the text is none")
+    if text and _HALF.search(text):
+        raise ValueError("the text has half a character")
     usage = reply.get("usage") or {}
     finish = _finish(choice.get("finish_reason"))
     ids = tuple(int(token) for token in choice["token_ids"]) if tokens else ()

@@ -1,11 +1,13 @@
-"""Which of a run's labels would flip if a constitution were changed: its judge is asked again by both."""
+"""On how many of a run's pairs its judge prefers another answer if a principle is reworded."""
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from solon.constitution import Constitution
+from solon.constitution import Constitution, asked_on
 from solon.constitution_diff import differences
+from solon.digest import seed_from
 from solon.engines.opening import open_role
 from solon.errors import RunError
 from solon.feedback.base import Judge, Question
@@ -21,7 +23,10 @@ from solon.store import read_manifest, read_rows
 
 @dataclass(frozen=True)
 class Flips:
-    """How many of the pairs scored in both wordings change their side under one principle."""
+    """How many of the pairs scored in both wordings change their side under one principle.
+
+    The principle is asked alone: a label that is the mean of several principles need not turn with it.
+    """
 
     principle: str
     flipped: int
@@ -31,7 +36,8 @@ class Flips:
         if not self.scored:
             return f"{self.principle}: no pair could be scored by both wordings"
         share = self.flipped / self.scored
-        return f"{self.principle}: {self.flipped} of {self.scored} labels would flip ({share:.0%})"
+        pairs = f"{self.flipped} of {self.scored} pairs"
+        return f"{self.principle}: asked alone, it would prefer the other answer on {pairs} ({share:.0%})"
 
 
 def flips(old: Constitution, new: Constitution, run: Path, most: int) -> Iterator[Flips]:
@@ -46,7 +52,7 @@ def flips(old: Constitution, new: Constitution, run: Path, most: int) -> Iterato
     picked = read_manifest(run / BY_NAME["preflight"].folder)
     if picked is None or read_manifest(folder) is None:
         raise RunError(f"{run}: holds no labels. Run its recipe at least `--until label`.")
-    rows = [row for row in read_rows(folder / "rows.parquet", Label) if row.p_a is not None][:most]
+    rows = [row for row in read_rows(folder / "rows.parquet", Label) if row.p_a is not None]
     recipe, _ = load_recipe(run / "recipe.yaml")
     source = role_source("judge", recipe.judge, recipe.model)
     engine = open_role("judge", recipe.judge, source, recipe.device, recipe.dtype, recipe.batch_tokens)
@@ -60,7 +66,12 @@ def flips(old: Constitution, new: Constitution, run: Path, most: int) -> Iterato
     changed = [r.old.id for r in differences(old, new).reworded if r.old.id in kept]
     # Without a reworded principle the comparisons may differ; then those that were drawn are asked.
     for principle in changed or sorted({str(row.principle) for row in rows} & kept):
-        yield _flips(judges, (old, new), principle, rows)
+        on = [
+            row for row in rows if all(asked_on(c.principle(principle), row.prompt_kind) for c in (old, new))
+        ]
+        # Rows stand in the order of their kinds: the first so many would be of red-team prompts alone.
+        drawn = random.Random(seed_from(recipe.seed, "flips", principle)).sample(on, min(most, len(on)))
+        yield _flips(judges, (old, new), principle, drawn)
 
 
 def _flips(
@@ -69,6 +80,8 @@ def _flips(
     sides = []
     for judge, constitution in zip(judges, constitutions, strict=True):
         p = constitution.principle(principle)
-        judgements = judge.compare([Question(p, row.prompt, row.a, row.b) for row in rows])
+        judgements = judge.compare(
+            [Question(p, row.prompt, row.a, row.b, kind=row.prompt_kind) for row in rows]
+        )
         sides.append([float("nan") if j.p_a is None else j.p_a for j in judgements])
     return Flips(principle, *flipped_share(*sides))

@@ -59,7 +59,7 @@ class FileCheck:
         low, high = check.ci95
         right = f"right on {check.accuracy:.1%} of {check.n}"
         yield f"{check.kind} on {check.on}: {right} ({low:.1%} to {high:.1%})"
-        if not check.beats_chance:
+        if not check.beats_chance():
             yield "  The 95 % interval includes chance: do not train on this judge."
         yield f"  floors: always the shorter {check.shorter:.1%}, always the longer {check.longer:.1%}"
         if matched:

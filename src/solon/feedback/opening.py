@@ -84,8 +84,9 @@ class Picked:
         return [m.check for m in self.measured[self.kind]]
 
     @property
-    def beats_chance(self) -> bool:
-        return all(check.beats_chance for check in self.checks)
+    def weak(self) -> list[Check]:
+        """The checks in which the picked judge is not shown to be better than chance."""
+        return [check for check in self.checks if not check.beats_chance(len(self.measured))]
 
 
 def open_judge(kind: JudgeKind, bench: Bench) -> Judge:

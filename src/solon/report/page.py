@@ -4,7 +4,6 @@ Prompts, principles and model output are hostile text: the template escapes all 
 security policy forbids the page to run or fetch anything.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,10 @@ from solon.report.rundata import RunData, read_run
 from solon.report.transcripts import panels, rejections, threads
 from solon.store import write_atomically
 from solon.summary import PROMPTS, sort_of_pairs
+from solon.text import printable
 
 THREADS, RED_TEAM_PANELS, HELPFUL_PANELS = 6, 6, 4
 _SETS = {"red_team": "red-team", "helpful": "ordinary"}
-# Control characters are no HTML; a lone surrogate cannot be written at all.
-_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def write_report(run: Path) -> Path:
 def render(run: RunData) -> str:
     """The page as a string."""
     page = _environment().get_template("page.html.j2").render(_context(run))
-    return _UNWRITABLE.sub("\ufffd", page)
+    return printable(page)
 
 
 def _environment() -> Environment:

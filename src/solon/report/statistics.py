@@ -64,6 +64,47 @@ def bootstrap_mean(values: ArrayLike, resamples: int, seed: int, level: float = 
     return float(low), float(high)
 
 
+def mean_of_shares(values: ArrayLike, resamples: int, seed: int) -> tuple[float, float]:
+    """Interval of a mean of shares, one for each prompt: `bootstrap_mean`; where all are 0 or 1, Wilson's.
+
+    Equal values resampled are a point, which says that nothing is left to know.
+
+    Raises:
+        ValueError: no values.
+    """
+    values_N = np.asarray(values, dtype=np.float64)
+    if values_N.size and (values_N == values_N[0]).all() and values_N[0] in (0.0, 1.0):
+        return wilson(float(values_N.sum()), values_N.size)
+    return bootstrap_mean(values_N, resamples, seed)
+
+
+def bootstrap_ratio(
+    hits: ArrayLike, counts: ArrayLike, resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of sum(hits) / sum(counts) over units drawn anew (Efron & Tibshirani 1993, ch. 13).
+
+    Where every count is hit, or none, Wilson's interval for as many trials as there are units: a unit's own
+    trials tell the same.
+
+    Args:
+        hits, counts: [n], of each independent unit; here a unit is a prompt with several pairs of answers.
+
+    Raises:
+        ValueError: no unit, or one without a count.
+    """
+    hits_N, counts_N = np.asarray(hits, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    if hits_N.shape != counts_N.shape or hits_N.size == 0 or (counts_N <= 0).any():
+        raise ValueError(
+            f"hits of shape {hits_N.shape} of counts of shape {counts_N.shape}: of each unit both."
+        )
+    share = hits_N.sum() / counts_N.sum()
+    if share in (0.0, 1.0):
+        return wilson(share * hits_N.size, hits_N.size)
+    drawn_RN = _resampled_counts(hits_N.size, resamples, seed)
+    low, high = np.quantile((drawn_RN @ hits_N) / (drawn_RN @ counts_N), _tails(level))
+    return float(low), float(high)
+
+
 def bradley_terry(wins: ArrayLike, prior: float = 1.0) -> Floats:
     """Ratings of k players, in nats: P(i beats j) = 1 / (1 + exp(r_j - r_i)) (Bradley & Terry 1952).
 

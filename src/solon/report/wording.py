@@ -96,7 +96,7 @@ _OPENINGS = {
         "rl",
         "sl",
         "red_team",
-    ): "On red-team prompts it preferred RL to SL, the model before PPO,",
+    ): "On red-team prompts it preferred RL to SL, the model before reinforcement,",
 }
 
 

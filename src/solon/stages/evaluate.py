@@ -1,7 +1,7 @@
 """Stage 9, evaluate: base, SL and RL models on prompts that none of them was trained on.
 
 Greedy answers; a judge taught by the evaluation principles alone, which no training stage has seen;
-every figure with a bootstrap interval over prompts. The helpful set shows over-refusal.
+every figure with an interval over prompts. The helpful set shows over-refusal.
 """
 
 import random
@@ -23,7 +23,7 @@ from solon.plan import check_paths, model_folder, rl_models
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Verdict, Written
 from solon.refusal import is_refusal
-from solon.report.statistics import bootstrap_mean, bootstrap_ratings
+from solon.report.statistics import bootstrap_ratings, wilson
 from solon.settings import Sampling
 from solon.stages.common import asks, choose, engine_for, in_batches, judge_bench, role_engine, written
 from solon.store import StageResult, Workspace, write_rows
@@ -44,8 +44,8 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     metrics = {
         "kind": picked.kind,
         "checks": [check.as_dict() for check in picked.checks],
-        "models": {name: describe(_of(answers, name), resamples, recipe.seed) for name in models},
-        "pairwise": [p for on in SETS for p in _pairwise(verdicts, models, on, resamples, recipe.seed)],
+        "models": {name: describe(_of(answers, name)) for name in models},
+        "pairwise": [p for on in SETS for p in _pairwise(verdicts, models, on)],
         "ratings": [r for on in SETS for r in _ratings(verdicts, models, on, resamples, recipe.seed)],
         "revision_rounds": _revision_curve(recipe, inputs, judge),
     }
@@ -148,9 +148,7 @@ def win(p_a: float) -> float:
     return 0.5 if p_a == 0.5 else float(p_a > 0.5)
 
 
-def _pairwise(
-    verdicts: Sequence[Verdict], models: Sequence[str], on: PromptKind, resamples: int, seed: int
-) -> Iterator[dict[str, Any]]:
+def _pairwise(verdicts: Sequence[Verdict], models: Sequence[str], on: PromptKind) -> Iterator[dict[str, Any]]:
     """Share of prompts on which model a's answer is preferred to model b's; ties count half."""
     for first, second in combinations(models, 2):
         wins = [
@@ -158,15 +156,18 @@ def _pairwise(
             for v in verdicts
             if v.p_a is not None and (v.a_model, v.b_model, v.on) == (second, first, on)
         ]
-        yield {"a": second, "b": first, "on": on, **_mean_with_interval(wins, resamples, seed, "win_rate")}
+        yield {"a": second, "b": first, "on": on, **_mean_with_interval(wins, "win_rate")}
 
 
-def _mean_with_interval(values: Sequence[float], resamples: int, seed: int, name: str) -> dict[str, Any]:
-    """The mean and its interval; None where nothing was scored, never a made-up number."""
+def _mean_with_interval(values: Sequence[float], name: str) -> dict[str, Any]:
+    """The mean of one share a prompt, with Wilson's interval; None where nothing was scored."""
     if not values:
         return {name: None, "ci95": None, "n": 0}
-    interval = bootstrap_mean(np.array(values), resamples, seed)
-    return {name: float(np.mean(values)), "ci95": list(interval), "n": len(values)}
+    return {
+        name: float(np.mean(values)),
+        "ci95": list(wilson(sum(values), len(values))),
+        "n": len(values),
+    }
 
 
 def _ratings(
@@ -188,7 +189,7 @@ def _ratings(
     ]
 
 
-def describe(answers: Sequence[Written], resamples: int, seed: int) -> dict[str, Any]:
+def describe(answers: Sequence[Written]) -> dict[str, Any]:
     """Refusals, over-refusals, degenerate answers and length of one model's answers."""
     refused = {on: [float(is_refusal(a.text)) for a in answers if a.prompt_kind == on] for on in SETS}
     degenerate = [float(is_degenerate(a.text) is not None) for a in answers]
@@ -199,7 +200,7 @@ def describe(answers: Sequence[Written], resamples: int, seed: int) -> dict[str,
         ("degenerate", degenerate),
     ):
         figures[f"{name}_rate"] = float(np.mean(values))
-        figures[f"{name}_ci95"] = list(bootstrap_mean(np.array(values), resamples, seed))
+        figures[f"{name}_ci95"] = list(wilson(sum(values), len(values)))
     return figures
 
 
@@ -231,6 +232,5 @@ def _revision_curve(recipe: Recipe, inputs: Inputs, judge: Judge) -> list[dict[s
         judged = judge.compare(questions)
         scored = [0.5 if q.a == q.b else j.p_a for q, j in zip(questions, judged, strict=True)]
         wins = [win(p_a) for p_a in scored if p_a is not None]
-        seed, resamples = recipe.seed, recipe.evaluate.bootstrap
-        curve.append({"round": number, **_mean_with_interval(wins, resamples, seed, "win_rate")})
+        curve.append({"round": number, **_mean_with_interval(wins, "win_rate")})
     return curve

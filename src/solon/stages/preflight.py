@@ -27,7 +27,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     picked = pick(judge_bench(recipe, inputs, engine, "training"), *check_paths(recipe, inputs.beside))
     for check in picked.checks:
         workspace.reporter.say(f"judge {describe(check)}")
-    if not (picked.beats_chance or recipe.judge.allow_weak):
+    if picked.weak and not recipe.judge.allow_weak:
         raise RunError(_too_weak(picked))
     calibration = picked.judge.calibration.as_dict()
     choice = {"kind": picked.kind, "calibration": calibration}
@@ -53,9 +53,10 @@ def describe(check: Check) -> str:
 
 
 def _too_weak(picked: Picked) -> str:
-    weak = "; ".join(describe(check) for check in picked.checks if not check.beats_chance)
+    weak = "; ".join(map(describe, picked.weak))
+    best = f", as the best of {len(picked.measured)} kinds" if len(picked.measured) > 1 else ""
     return (
-        f"the judge is not shown to be better than chance: {weak}. Labels from it would be noise. Allow "
-        "another judge (judge.kind), give a larger judge.model or write more comparisons into the "
+        f"the judge is not shown to be better than chance{best}: {weak}. Labels from it would be noise. "
+        "Allow another judge (judge.kind), give a larger judge.model or write more comparisons into the "
         "constitution; --allow-weak-judge goes on nevertheless."
     )

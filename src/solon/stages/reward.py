@@ -20,7 +20,7 @@ from solon.models import ModelSource, load_tokenizer, pick_device, pick_dtype, r
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Prompt, PromptKind
-from solon.report.statistics import ece, reliability, wilson
+from solon.report.statistics import bootstrap_ratio, ece, reliability
 from solon.store import StageResult, Workspace
 from solon.training.adapters import trainable
 from solon.training.encoding import Encoded, Encoder
@@ -31,6 +31,7 @@ from solon.training.resumable import Resumable
 from solon.training.reward_model import Gate, RewardModel, new_reward_model
 from solon.training.views import ReadAt
 
+_RESAMPLES = 1000
 _REFERENCE = 128  # Answers that set mean and deviation: a standard error of the mean below 0.1
 
 
@@ -254,20 +255,19 @@ def held_out(model: RewardModel, pairs: Sequence[EncodedPair]) -> dict[str, Any]
     std = float(model.get_buffer("std"))
     # Normalised scores differ by std from the logits that the loss was fitted on.
     predicted = torch.sigmoid((scores[: len(pairs)] - scores[len(pairs) :]) * std).tolist()
-    own = [(p, pair.p_a) for p, pair in zip(predicted, pairs, strict=True) if not pair.crossed]
-    decided = [(p, label) for p, label in own if label != 0.5]
-    hits = sum((p > 0.5) == (label > 0.5) for p, label in decided)
-    if not decided:
+    told = list(zip(pairs, predicted, strict=True))
+    own = [(pair, p) for pair, p in told if not pair.crossed]
+    if all(pair.p_a == 0.5 for pair, _ in own):
         raise RunError(
             "no held-out pair has a preference: the judge says 0.5 everywhere. Choose another judge."
         )
-    said, labels = [p for p, _ in own], [label for _, label in own]
+    said, labels = [p for _, p in own], [pair.p_a for pair, _ in own]
     bins = reliability(said, labels)
+    agreement = _agreement(own)
     return {
-        "heldout_accuracy": hits / len(decided),
-        "n": len(decided),
-        "ci95": list(wilson(hits, len(decided))),
-        "by_pairs": _by_pairs(predicted, pairs),
+        "heldout_accuracy": agreement.pop("accuracy"),
+        **agreement,
+        "by_pairs": _by_pairs(told),
         "ece": ece(said, labels),
         "reliability": [{"predicted": b.predicted, "observed": b.observed, "n": b.n} for b in bins],
         "mean": float(model.get_buffer("mean")),
@@ -275,19 +275,31 @@ def held_out(model: RewardModel, pairs: Sequence[EncodedPair]) -> dict[str, Any]
     }
 
 
-def _by_pairs(predicted: Sequence[float], pairs: Sequence[EncodedPair]) -> list[dict[str, Any]]:
+def _by_pairs(told: Sequence[tuple[EncodedPair, float]]) -> list[dict[str, Any]]:
     """Agreement on each sort of pair: one figure for all hides a model that likes every refusal."""
-    found: dict[tuple[str, bool], list[bool]] = {}
-    for p, pair in zip(predicted, pairs, strict=True):
+    found: dict[tuple[str, bool], list[tuple[EncodedPair, float]]] = {}
+    for pair, p in told:
         if pair.p_a != 0.5:
-            found.setdefault((pair.kind, pair.crossed), []).append((p > 0.5) == (pair.p_a > 0.5))
+            found.setdefault((pair.kind, pair.crossed), []).append((pair, p))
     return [
-        {
-            "kind": kind,
-            "crossed": crossed,
-            "accuracy": sum(right) / len(right),
-            "ci95": list(wilson(sum(right), len(right))),
-            "n": len(right),
-        }
-        for (kind, crossed), right in sorted(found.items())
+        {"kind": kind, "crossed": crossed, **_agreement(of_sort)}
+        for (kind, crossed), of_sort in sorted(found.items())
     ]
+
+
+def _agreement(told: Sequence[tuple[EncodedPair, float]]) -> dict[str, Any]:
+    """How often the model prefers what the judge does, over pairs with a preference.
+
+    Pairs of one prompt share their answers: the interval draws prompts anew, not pairs.
+    """
+    right: dict[str, list[bool]] = {}
+    for pair, p in told:
+        if pair.p_a != 0.5:
+            right.setdefault(pair.prompt_id, []).append((p > 0.5) == (pair.p_a > 0.5))
+    hits, counts = [sum(own) for own in right.values()], [len(own) for own in right.values()]
+    return {
+        "accuracy": sum(hits) / sum(counts),
+        "ci95": list(bootstrap_ratio(hits, counts, _RESAMPLES, 0)),
+        "n": sum(counts),
+        "prompts": len(right),
+    }
