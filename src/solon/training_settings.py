@@ -44,6 +44,9 @@ class Finetune(Settings):
         default=1.0, gt=0, le=1, description="Share of these revisions that is used: the surest improvements"
     )
     helpful: bool = Field(default=True, description="Mix in the model's own answers to helpful prompts")
+    helpful_tokens: int | None = Field(
+        default=None, ge=1, description="Of these answers only so many first tokens are learnt"
+    )
     trim: bool = Field(
         default=True, description="End texts that hit the token limit at their last full sentence"
     )

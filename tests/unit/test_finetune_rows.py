@@ -1,11 +1,14 @@
 """Which rows the SL model learns from."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
 from solon.recipe import Recipe
 from solon.records import PromptKind, TextKind, Written
-from solon.stages.finetune import training_pairs
+from solon.stages.finetune import training_pairs, training_rows
+from solon.training.encoding import Encoded
 from solon.training_settings import Finetune
 from tests.rows import written
 
@@ -54,6 +57,22 @@ def test_the_surest_improvements_in_their_order() -> None:
     assert _texts(Finetune(best=0.75, helpful=False))[0] == "I will not help with it.", (
         "what was not judged comes last"
     )
+
+
+class _Letters:
+    """An encoder whose tokens are characters; 0 ends an answer."""
+
+    def encode(self, prompt: str, answer: str, finish: str, max_tokens: int) -> Encoded:
+        return Encoded(tuple(map(ord, prompt)), (*map(ord, answer), *((0,) if finish == "stop" else ())))
+
+
+def test_of_ordinary_answers_the_first_tokens_may_do() -> None:
+    letters: Any = _Letters()
+    *revisions, answer = training_rows(ROWS, Finetune(helpful_tokens=5), letters)
+    assert "".join(map(chr, answer.answer)) == "Knead"
+    assert [row.answer[-1] for row in revisions] == [0] * 4, "revisions are learnt to their end"
+    *_, whole = training_rows(ROWS, Finetune(), letters)
+    assert whole.answer[-1] == 0
 
 
 def test_the_best_of_one_candidate_is_refused_at_load() -> None:

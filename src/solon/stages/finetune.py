@@ -38,17 +38,15 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     dtype = pick_dtype(recipe.dtype, device)
     tokenizer = load_tokenizer(inputs.base)
     rows = inputs.rows("revise", Written)
-    pairs = list(training_pairs(rows, settings))
-    if not pairs:
+    encoded = list(training_rows(rows, settings, Encoder(tokenizer)))
+    if not encoded:
         raise RunError(
             "fine-tuning has no usable row: every revision was rejected by a filter (see the column unusable "
             "of 03_revise/rows.parquet). Raise revise.prompts or revise.candidates."
         )
-    encoder = Encoder(tokenizer)
-    encoded = [encoder.encode(p, text, finish, settings.max_tokens) for p, text, finish in pairs]
     # Full fine-tuning keeps float32 weights: bfloat16 would round small updates away.
     model = load_model(inputs.base, device, dtype if settings.method == "lora" else torch.float32)
-    steps_planned = settings.optimiser.epochs * math.ceil(len(pairs) / settings.optimiser.batch)
+    steps_planned = settings.optimiser.epochs * math.ceil(len(encoded) / settings.optimiser.batch)
     with workspace.reporter.task("finetune", steps_planned, "steps") as advance:
         watch = _Watch(workspace, advance)
         trainer = _trainer(recipe, model, tokenizer, encoded, watch, workspace.folder / "checkpoint", dtype)
@@ -56,17 +54,29 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     steps = _steps(trainer.state.log_history)
     save_merged(trainer.model, tokenizer, workspace.folder / "model", dtype)
     losses = [json.loads(step.metrics)["loss"] for step in steps]
-    metrics = {"rows": len(pairs), "loss_first": losses[0], "loss_last": losses[-1]}
+    metrics = {"rows": len(encoded), "loss_first": losses[0], "loss_last": losses[-1]}
     tokens = settings.optimiser.epochs * sum(len(e.ids) for e in encoded)
     return StageResult(steps, metrics, outputs=("model",), tokens=tokens)
 
 
+def training_rows(rows: Sequence[Written], settings: Finetune, encoder: Encoder) -> Iterator[Encoded]:
+    """Every row that is fit for training; of an answer to a helpful prompt its first tokens, if so set."""
+    for row, text, finish in _fit(rows, settings):
+        whole = encoder.encode(row.prompt, text, finish, settings.max_tokens)
+        most = settings.helpful_tokens if row.kind == "answer" else None
+        yield Encoded(whole.prompt, whole.answer[:most])
+
+
 def training_pairs(rows: Sequence[Written], settings: Finetune) -> Iterator[tuple[str, str, Finish]]:
     """(prompt, answer, finish) of every row that is fit for training."""
+    return ((row.prompt, text, finish) for row, text, finish in _fit(rows, settings))
+
+
+def _fit(rows: Sequence[Written], settings: Finetune) -> Iterator[tuple[Written, str, Finish]]:
     for row in _targets(rows, settings):
         text, finish = _ended(row) if settings.trim else (row.text, row.finish)
         if is_degenerate(text) is None:
-            yield row.prompt, text, finish
+            yield row, text, finish
 
 
 def _targets(rows: Sequence[Written], settings: Finetune) -> Iterator[Written]:
