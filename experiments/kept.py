@@ -81,13 +81,14 @@ def identity(recipe: Recipe, beside: Path) -> str:
     return digest([settings, [file_sha256(file) for file in files], versions])
 
 
-def of_run(folder: Path, beside: Path, overrides: Sequence[str] = ()) -> str:
+def of_run(folder: Path, beside: Path, settings: Mapping[str, Any] | None = None) -> str:
     """The identity of the recipe that a finished run was made with, whose files lie in `beside`.
 
     Raises ValueError if a stage is missing, or was made by other code, from other files, or with other
-    settings than `overrides` has.
+    values of `settings` than those.
     """
-    recipe, _ = load_recipe(folder / "recipe.yaml", tuple(overrides))
+    changes = tuple(f"{name}={value}" for name, value in (settings or {}).items())
+    recipe, _ = load_recipe(folder / "recipe.yaml", changes)
     for planned in Run(recipe, beside, folder, Reporter(quiet=True)).plan():
         if planned.reused is None:
             raise ValueError(f"{folder}: {planned.stage.name} is missing or out of date; run it again")

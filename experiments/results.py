@@ -10,13 +10,12 @@ because they differ by more than prompts explain.
 """
 
 import argparse
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import heldout
 import human_harm
@@ -140,9 +139,9 @@ def table(results: Results) -> Iterator[str]:
         yield f"| {MODELS[a]} over {MODELS[b]} | {cells} |"
 
 
-def overrides(seed: int, prompts: heldout.HeldOut) -> list[str]:
+def settings(seed: int, prompts: heldout.HeldOut) -> dict[str, Any]:
     """What a run of the table sets beside its recipe: it evaluates on these prompts alone."""
-    settings = {
+    return {
         "seed": seed,
         "red_team.heldout": 0,
         "red_team.heldout_sources": f"[{{file: {prompts.red_team}}}]",
@@ -150,14 +149,6 @@ def overrides(seed: int, prompts: heldout.HeldOut) -> list[str]:
         "evaluate.prompts": heldout.RED_TEAM,
         "evaluate.helpful": heldout.HELPFUL,
     }
-    return [f"{key}={value}" for key, value in settings.items()]
-
-
-def run(recipe: str, folder: Path, changed: Sequence[str]) -> None:
-    """One run of the recipe."""
-    changes = [part for change in changed for part in ("--set", change)]
-    command = [sys.executable, "-m", "solon", "run", recipe, "--run-dir", str(folder), *changes]
-    subprocess.run(command, check=True)
 
 
 def of_seed(
@@ -177,9 +168,9 @@ def of_seed(
     file, folder = lab.HERE / "results" / f"{recipe}-{seed}.jsonl", runs / f"{recipe}-{seed}"
     if file.is_file():
         return kept.read(file, wanted)
-    changed = overrides(seed, prompts)
+    changed = settings(seed, prompts)
     if not finished:
-        run(recipe, folder, changed)
+        lab.solon_run(path, folder, **changed)
     if kept.of_run(folder, path.parent, changed) != wanted:
         raise ValueError(f"{folder}: made by another version of the recipe")
     found = kept.measured(folder, classifier)

@@ -16,7 +16,7 @@ from solon.recipe import Recipe, load_recipe
 from solon.report.rundata import finished_stages
 from solon.settings import Sampling
 from solon.stages.common import engine_for
-from solon.text import printable
+from solon.text import without_controls
 
 
 class Panel:
@@ -42,7 +42,7 @@ class Panel:
         for name in answers:
             table.add_column(name, ratio=1, overflow="fold")
         # A model's output is never read as markup, nor obeyed by the terminal.
-        table.add_row(*(Text(printable(text)) for text in answers.values()))
+        table.add_row(*(Text(without_controls(text)) for text in answers.values()))
         self._console.print(table)
 
 

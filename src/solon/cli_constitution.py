@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solon.errors import UsageError
-from solon.text import printable
+from solon.text import without_controls
 
 if TYPE_CHECKING:
     from solon.constitution import Constitution
@@ -100,7 +100,7 @@ def _print_tests(tests: "list[PrincipleTest]", failures: bool) -> None:
     for one in tests if failures else ():
         for item in one.failed:
             shown = f"\n{one.principle}: {item.prompt}\n  better: {item.better}\n  worse:  {item.worse}"
-            typer.echo(printable(shown))
+            typer.echo(without_controls(shown))
 
 
 @app.command()

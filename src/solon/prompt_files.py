@@ -13,6 +13,7 @@ from solon import shipped
 from solon.errors import Problem, ProblemsError
 from solon.recipe import Source
 from solon.rowfiles import FileRow, Table, printable, read_table
+from solon.text import half_a_character
 
 _DEFAULT_CATEGORY = Source.model_fields["category"].default
 
@@ -92,7 +93,7 @@ def _prompt(row: FileRow, source: Source, file: str, max_words: int) -> RawPromp
             return Problem(file, row.line, what, "Write a single word or name.")
         category = "" if named is None else str(named).strip()
         value = value[source.column]
-    fault = _fault(value, max_words) or (_no_text(category) and ("the category is no text", _RETYPE))
+    fault = _fault(value, max_words) or (half_a_character(category) and ("the category is no text", _RETYPE))
     if fault:
         return Problem(file, row.line, *fault)
     return RawPrompt(value.strip(), category, file, row.line)
@@ -106,14 +107,9 @@ def _fault(value: Any, max_words: int) -> tuple[str, str] | None:
         return f"the prompt is a {type(value).__name__}, not a string", 'Write it as a string: "…".'
     if not value.strip():
         return "the prompt is empty", "Write the prompt, or delete the row."
-    if _no_text(value):
+    if half_a_character(value):
         return "the prompt is no text", _RETYPE
     count = len(value.split())
     if count > max_words:
         return f"the prompt has {count} words, more than {max_words}", "Shorten it, or raise max_words."
     return None
-
-
-def _no_text(value: str) -> bool:
-    """JSON may escape half of a surrogate pair, which no UTF-8 file can hold."""
-    return any("\ud800" <= char <= "\udfff" for char in value)

@@ -33,8 +33,13 @@ def _ngrams(sequence: Sequence[str], n: int) -> set[Ngram]:
     return {tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1)}
 
 
-def printable(text: str) -> str:
-    """The text without control characters: a terminal would obey them, and HTML has none."""
+def half_a_character(text: str) -> bool:
+    """Whether it holds half of a surrogate pair: JSON may escape one, and no UTF-8 file can hold it."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def without_controls(text: str) -> str:
+    """The text with its control characters replaced: a terminal would obey them, and HTML has none."""
     return _CONTROL.sub("\ufffd", text)
 
 

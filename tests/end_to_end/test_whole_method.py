@@ -177,7 +177,7 @@ def test_the_numbers_of_a_run_are_kept_only_while_all_of_it_is_up_to_date(
     recipe, folder = finished
     assert KEPT.of_run(folder, recipe.parent) == KEPT.identity(load_recipe(recipe)[0], recipe.parent)
     with pytest.raises(ValueError, match="red_team is missing or out of date"):
-        KEPT.of_run(folder, recipe.parent, ["seed=8"])
+        KEPT.of_run(folder, recipe.parent, {"seed": 8})
     older = tmp_path / "run"
     shutil.copytree(folder, older)
     file = older / "05_sample" / "manifest.json"

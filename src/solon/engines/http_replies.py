@@ -5,17 +5,16 @@ client tells as such. `None` stands for what a server leaves out where it does n
 """
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from solon.engines.base import Completion
 from solon.engines.option_reading import TopLogprobs
 from solon.records import Finish
+from solon.text import half_a_character
 
 Reply = dict[str, Any]
 _CUT = ("length", "content_filter")  # Reasons for an end that is not the text's own
-_HALF = re.compile("[\ud800-\udfff]")  # Of a character that a server cut; no file can hold it
 _BROKEN_OFF = ("abort", "error")  # Worth another attempt
 
 
@@ -37,7 +36,7 @@ def text_completion(reply: Reply, tokens: bool) -> Completion:
 def _completion(reply: Reply, choice: Reply, text: Any, told: Sequence[Any], tokens: bool) -> Completion:
     if not isinstance(text, str | None):
         raise TypeError("the text is none")
-    if text and _HALF.search(text):
+    if text and half_a_character(text):  # A server cut it; it is worth another attempt
         raise ValueError("the text has half a character")
     usage = reply.get("usage") or {}
     finish = _finish(choice.get("finish_reason"))

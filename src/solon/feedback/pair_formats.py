@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 from solon.engines.base import Conversation, Message, user
+from solon.text import half_a_character
 
 KEYS = ("prompt", "chosen", "rejected", "corrects", "incorrects", "text_correct", "text_incorrect")
 FORMATS = (
@@ -66,7 +67,7 @@ def _string(value: Any, name: str) -> str:
     """The text without white space around it."""
     if not isinstance(value, str):
         raise FormatError(f"`{name}` is a {type(value).__name__}, not a string", 'Write it as a string: "…".')
-    if any("\ud800" <= char <= "\udfff" for char in value):  # JSON can escape what no UTF-8 file can hold
+    if half_a_character(value):
         raise FormatError(f"`{name}` is no text", "It holds half of a surrogate pair; type it again.")
     return value.strip()
 

@@ -17,7 +17,7 @@ from solon.report.rundata import RunData, read_run
 from solon.report.transcripts import panels, rejections, threads
 from solon.store import write_atomically
 from solon.summary import PROMPTS, sort_of_pairs
-from solon.text import printable
+from solon.text import without_controls
 
 THREADS, RED_TEAM_PANELS, HELPFUL_PANELS = 6, 6, 4
 _SETS = {"red_team": "red-team", "helpful": "ordinary"}
@@ -46,7 +46,7 @@ def write_report(run: Path) -> Path:
 def render(run: RunData) -> str:
     """The page as a string."""
     page = _environment().get_template("page.html.j2").render(_context(run))
-    return printable(page)
+    return without_controls(page)
 
 
 def _environment() -> Environment:

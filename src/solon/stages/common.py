@@ -14,7 +14,7 @@ from solon.errors import RunError
 from solon.feedback.calibration import Calibrated, Calibration
 from solon.feedback.opening import Bench, reopen
 from solon.feedback.probe_file import PROBE, load_probe
-from solon.models import ModelSource, pick_device, pick_dtype
+from solon.models import ModelSource, pick_device, pick_dtype, resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Split, TextKind, Written
@@ -30,6 +30,11 @@ def engine_for(recipe: Recipe, source: ModelSource) -> LocalEngine:
     """The recipe's engine on a model. Training stages load their models themselves."""
     device = pick_device(recipe.device)
     return open_engine(source, device, pick_dtype(recipe.dtype, device), recipe.batch_tokens)
+
+
+def sl_model(inputs: Inputs) -> ModelSource:
+    """The model that fine-tuning has made."""
+    return resolve(str(inputs.folders["finetune"] / "model"))
 
 
 def role_engine(

@@ -25,7 +25,16 @@ from solon.records import Prompt, PromptKind, Verdict, Written
 from solon.refusal import is_refusal
 from solon.report.statistics import bootstrap_ratings, wilson
 from solon.settings import Sampling
-from solon.stages.common import asks, choose, engine_for, in_batches, judge_bench, role_engine, written
+from solon.stages.common import (
+    asks,
+    choose,
+    engine_for,
+    in_batches,
+    judge_bench,
+    role_engine,
+    sl_model,
+    written,
+)
 from solon.store import StageResult, Workspace, write_rows
 from solon.text import is_degenerate, words
 
@@ -66,7 +75,7 @@ def _answers(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Writt
     )
     sources = {
         "base": inputs.base,
-        "sl": resolve(str(inputs.folders["finetune"] / "model")),
+        "sl": sl_model(inputs),
         **{
             name: resolve(str(inputs.folders["reinforce"] / model_folder(name))) for name in rl_models(recipe)
         },
@@ -156,18 +165,14 @@ def _pairwise(verdicts: Sequence[Verdict], models: Sequence[str], on: PromptKind
             for v in verdicts
             if v.p_a is not None and (v.a_model, v.b_model, v.on) == (second, first, on)
         ]
-        yield {"a": second, "b": first, "on": on, **_mean_with_interval(wins, "win_rate")}
+        yield {"a": second, "b": first, "on": on, **_win_rate(wins)}
 
 
-def _mean_with_interval(values: Sequence[float], name: str) -> dict[str, Any]:
-    """The mean of one share a prompt, with Wilson's interval; None where nothing was scored."""
-    if not values:
-        return {name: None, "ci95": None, "n": 0}
-    return {
-        name: float(np.mean(values)),
-        "ci95": list(wilson(sum(values), len(values))),
-        "n": len(values),
-    }
+def _win_rate(wins: Sequence[float]) -> dict[str, Any]:
+    """The mean of one win a prompt, with Wilson's interval; None where nothing was scored."""
+    if not wins:
+        return {"win_rate": None, "ci95": None, "n": 0}
+    return {"win_rate": float(np.mean(wins)), "ci95": list(wilson(sum(wins), len(wins))), "n": len(wins)}
 
 
 def _ratings(
@@ -232,5 +237,5 @@ def _revision_curve(recipe: Recipe, inputs: Inputs, judge: Judge) -> list[dict[s
         judged = judge.compare(questions)
         scored = [0.5 if q.a == q.b else j.p_a for q, j in zip(questions, judged, strict=True)]
         wins = [win(p_a) for p_a in scored if p_a is not None]
-        curve.append({"round": number, **_mean_with_interval(wins, "win_rate")})
+        curve.append({"round": number, **_win_rate(wins)})
     return curve

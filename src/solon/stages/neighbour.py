@@ -6,10 +6,11 @@ from typing import Literal
 import torch
 
 from solon.digest import seed_from
-from solon.models import load_model, load_tokenizer, pick_device, pick_dtype, resolve
+from solon.models import load_model, load_tokenizer, pick_device, pick_dtype
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Prompt, Step
+from solon.stages.common import sl_model
 from solon.stages.prompting import Mixture, draw_prompts
 from solon.stages.shaping import open_reward
 from solon.store import Workspace
@@ -53,7 +54,7 @@ def _train(
 ) -> None:
     settings, device = recipe.reinforce, pick_device(recipe.device)
     dtype = pick_dtype(recipe.dtype, device)
-    source = resolve(str(inputs.folders["finetune"] / "model"))
+    source = sl_model(inputs)
     tokenizer = load_tokenizer(source)
     # TRL repeats the steps that are done when it goes on, and they are journalled anew.
     log.keep(0)

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from solon.models import load_model, load_tokenizer, pick_device, pick_dtype, resolve
+from solon.models import load_model, load_tokenizer, pick_device, pick_dtype
 from solon.pipeline import Inputs
 from solon.processes import this_process, wait_until
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Written
 from solon.stages.balance import balanced_share, pushes
-from solon.stages.common import choose_fresh, engine_for, in_batches, several
+from solon.stages.common import choose_fresh, engine_for, in_batches, several, sl_model
 from solon.stages.prompting import Mixture, undecided
 from solon.stages.shaping import open_reward
 from solon.store import Workspace, write_atomically, write_rows
@@ -62,7 +62,7 @@ def _sampled(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Writt
     settings, wanted = recipe.reinforce, recipe.reinforce.openings
     counts: dict[PromptKind, int] = {"red_team": wanted.prompts, "helpful": wanted.helpful}
     prompts = choose_fresh(recipe, inputs.rows("red_team", Prompt), counts)
-    engine = engine_for(recipe, resolve(str(inputs.folders["finetune"] / "model")))
+    engine = engine_for(recipe, sl_model(inputs))
 
     def work(batch: Sequence[Prompt]) -> tuple[list[Written], int]:
         return several(engine, batch, settings.group, settings.sampling, "opening", recipe.seed)
@@ -74,7 +74,7 @@ def _sampled(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Writt
 def _rewards(recipe: Recipe, inputs: Inputs, rows: Sequence[Written]) -> list[float]:
     if not rows:
         return []
-    source = resolve(str(inputs.folders["finetune"] / "model"))
+    source = sl_model(inputs)
     device, tokenizer = pick_device(recipe.device), load_tokenizer(source)
     trunk = load_model(source, device, pick_dtype(recipe.dtype, device))
     model = load_reward_model(inputs.folders["reward"] / "model", trunk, tokenizer)

@@ -20,11 +20,12 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from solon.digest import seed_from
 from solon.engines.hooks import divided
-from solon.models import ModelSource, load_model, load_tokenizer, pick_device, pick_dtype, resolve
+from solon.models import ModelSource, load_model, load_tokenizer, pick_device, pick_dtype
 from solon.pipeline import Inputs
 from solon.plan import model_folder, rl_models
 from solon.recipe import Recipe
 from solon.records import PPO, Prompt, PromptKind, Step
+from solon.stages.common import sl_model
 from solon.stages.neighbour import train as train_neighbour
 from solon.stages.openings import MIXTURE, OPENINGS, mixture
 from solon.stages.prompting import Mixture, Sampler, StepSampler, draw_prompts, draw_watched
@@ -108,7 +109,7 @@ class _Training:
         pieces = sharding.wanted() and accelerator.num_processes > 1
         if pieces:
             sharding.check(settings)
-        source = resolve(str(inputs.folders["finetune"] / "model"))
+        source = sl_model(inputs)
         tokenizer = load_tokenizer(source)
         actors = open_actors(
             source,

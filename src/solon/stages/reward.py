@@ -16,11 +16,12 @@ from torch import nn
 
 from solon.digest import seed_from
 from solon.errors import RunError
-from solon.models import ModelSource, load_tokenizer, pick_device, pick_dtype, resolve
+from solon.models import ModelSource, load_tokenizer, pick_device, pick_dtype
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Prompt, PromptKind
 from solon.report.statistics import bootstrap_ratio, ece, reliability
+from solon.stages.common import sl_model
 from solon.store import StageResult, Workspace
 from solon.training.adapters import trainable
 from solon.training.encoding import Encoded, Encoder
@@ -60,7 +61,7 @@ class AskedPrompt:
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
-    source = resolve(str(inputs.folders["finetune"] / "model"))
+    source = sl_model(inputs)
     tokenizer = load_tokenizer(source)
     encoder = Encoder(tokenizer)
     train, test = split_pairs(inputs.rows("label", Label), encoder, recipe)
@@ -264,8 +265,9 @@ def held_out(model: RewardModel, pairs: Sequence[EncodedPair]) -> dict[str, Any]
     said, labels = [p for _, p in own], [pair.p_a for pair, _ in own]
     bins = reliability(said, labels)
     agreement = _agreement(own)
+    accuracy = agreement.pop("accuracy")
     return {
-        "heldout_accuracy": agreement.pop("accuracy"),
+        "heldout_accuracy": accuracy,
         **agreement,
         "by_pairs": _by_pairs(told),
         "ece": ece(said, labels),

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from solon.engines.base import Engine
-from solon.models import resolve
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, Written
-from solon.stages.common import choose_fresh, engine_for, in_batches, several
+from solon.stages.common import choose_fresh, engine_for, in_batches, several, sl_model
 from solon.store import Journalled, StageResult, Workspace
 
 
@@ -15,7 +14,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     settings = recipe.sample
     rows = inputs.rows("red_team", Prompt)
     prompts = choose_fresh(recipe, rows, {"red_team": settings.prompts, "helpful": settings.helpful})
-    engine = engine_for(recipe, resolve(str(inputs.folders["finetune"] / "model")))
+    engine = engine_for(recipe, sl_model(inputs))
     return StageResult(answers(recipe, prompts, engine, workspace))
 
 
