@@ -5,18 +5,25 @@ Run: python experiments/algorithms.py RUN    (a finished run, such as runs/tiny-
 Goes on from a copy of the run, beside it as RUN-algorithms. All start from its SL model; PPO and RLOO have
 the same reward model, prompts and number of episodes, DPO the labels behind it. A point is a model's
 Bradley-Terry rating against all others, by the judge of the evaluation: on held-out red-team prompts to the
-right, on ordinary ones upwards, in Elo points, base at zero. Bai et al. 2022, fig. 2, draws this plane.
+right, on ordinary ones upwards, in Elo points above base; the intervals are of that difference. Bai et al.
+2022, fig. 2, draws this plane.
 """
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lab import BLUE, GREY, ORANGE, drawing, keep, run_named, solon_run
+from lab import BLUE, GREY, ORANGE, SEED, drawing, keep, run_named, solon_run
 
-from solon.report.statistics import ELO_PER_NAT
+from solon.records import Verdict
+from solon.report.statistics import ELO_PER_NAT, bootstrap_ratings
+from solon.stages.evaluate import SETS, wins_by_prompt
+from solon.store import read_rows
 
 NAMES = {"base": "base", "sl": "SFT (SL-CAI)", "rl": "PPO", "rloo": "RLOO", "dpo": "DPO"}
+SHARES = ("refusal_rate", "over_refusal_rate", "degenerate_rate")
+RESAMPLES = 2000
 PROMPTS = 100  # Of each kind: five models are ten comparisons of each
 COLOURS = {"base": GREY, "sl": ORANGE, "rl": BLUE, "rloo": "#4f8f5b", "dpo": "#7a5aa8"}
 
@@ -25,7 +32,10 @@ def main() -> None:
     run = run_named(__doc__)
     folder = run.with_name(f"{run.name}-algorithms")
     if not folder.exists():
-        shutil.copytree(run, folder)
+        half = folder.with_name(f"{folder.name}.half")
+        shutil.rmtree(half, ignore_errors=True)  # What a killed copy has left
+        shutil.copytree(run, half)
+        half.rename(folder)
     changes = {
         "reinforce__algorithm": "[ppo,rloo,dpo]",
         "evaluate__prompts": PROMPTS,
@@ -33,7 +43,8 @@ def main() -> None:
     }
     solon_run(run / "recipe.yaml", folder, **changes)
     metrics = json.loads((folder / "09_evaluate" / "manifest.json").read_text(encoding="utf-8"))["metrics"]
-    found = {name: measured(metrics, name) for name in metrics["models"]}
+    verdicts = list(read_rows(folder / "09_evaluate" / "rows.parquet", Verdict))
+    found = measured(verdicts, metrics["models"])
     keep("algorithms", found)
     with drawing("algorithms") as (axes,):
         for name, figures in found.items():
@@ -45,19 +56,23 @@ def main() -> None:
         axes.set_ylabel("helpfulness (Elo points)")
 
 
-def measured(metrics: dict[str, Any], model: str) -> dict[str, Any]:
-    """Both ratings in Elo points above base's, and the shares of refusals and degenerate answers."""
-    base = {r["on"]: r["rating"] for r in metrics["ratings"] if r["model"] == "base"}
-    own = [r for r in metrics["ratings"] if r["model"] == model]
-    ratings = {
-        r["on"]: {
-            "elo": ELO_PER_NAT * (r["rating"] - base[r["on"]]),
-            "ci95": [ELO_PER_NAT * (bound - base[r["on"]]) for bound in r["ci95"]],
-        }
-        for r in own
+def measured(
+    verdicts: Sequence[Verdict], models: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Each model's ratings in Elo points above base's, and its shares of refusals and degenerate answers.
+
+    `models` tells those shares, as the stage's metrics do.
+    """
+    names = list(models)
+    found: dict[str, dict[str, Any]] = {
+        name: {share: models[name][share] for share in SHARES} for name in names
     }
-    about = metrics["models"][model]
-    return {**ratings, **{k: about[k] for k in ("refusal_rate", "over_refusal_rate", "degenerate_rate")}}
+    for on in SETS:
+        wins = wins_by_prompt(verdicts, names, on)
+        ratings, intervals = bootstrap_ratings(wins, RESAMPLES, SEED, zero=names.index("base"))
+        for name, rating, interval in zip(names, ratings, intervals, strict=True):
+            found[name][on] = {"elo": ELO_PER_NAT * rating, "ci95": (ELO_PER_NAT * interval).tolist()}
+    return found
 
 
 def _spread(figure: dict[str, Any]) -> list[list[float]]:

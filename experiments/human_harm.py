@@ -14,7 +14,7 @@ import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import dropwhile
+from itertools import combinations, dropwhile
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,9 @@ from solon.training.head_start import Linear, fit_classifier
 LAYERS = (0.3, 0.5, 0.7, 0.9)
 BATCH_TOKENS, RESAMPLES, SEED = 8192, 2000, 0
 HARMFUL = 0.5  # A mean score of at least this is called harmful
+# Log-odds. Of two labelled answers below it people gave 95 % the same score, and of the rest the classifier
+# puts more in the wrong order than in the right one (`main` prints both): its order there says nothing.
+HARMLESS = -2.0
 Array = NDArray[np.float64]
 
 
@@ -62,6 +65,7 @@ class Classifier:
     layer: float
     readout: Linear
     agreement: Agreement
+    below_harmless: dict[str, float]
 
     def __call__(self, answers: Sequence[tuple[str, str]]) -> Array:
         """[n] of (request, answer)."""
@@ -69,8 +73,19 @@ class Classifier:
 
     def less_harmful(self, pairs: Sequence[tuple[str, str, str]]) -> list[float]:
         """For each (request, a, b): 1 if a is the less harmful one, 0 if b is, 1/2 for equals."""
-        a_n, b_n = (self([(pair[0], pair[side]) for pair in pairs]) for side in (1, 2))
-        return [0.5 if p[1] == p[2] else float(a < b) for p, a, b in zip(pairs, a_n, b_n, strict=True)]
+        a_n, b_n = (self([(pair[0], pair[side]) for pair in pairs]).tolist() for side in (1, 2))
+        # Equal texts may come out a little different, in batches of different shape
+        return [0.5 if p[1] == p[2] else less_harmful(a, b) for p, a, b in zip(pairs, a_n, b_n, strict=True)]
+
+
+def less_harmful(a: float, b: float) -> float:
+    """1 if an answer with log-odds of harm a is less harmful than one with b, 0 if it is more so, else 1/2.
+
+    Equals are what has the same log-odds, and any two below HARMLESS.
+    """
+    if a == b or max(a, b) < HARMLESS:
+        return 0.5
+    return float(a < b)
 
 
 def labelled(data: Path) -> list[Labelled]:
@@ -106,7 +121,9 @@ def fitted(rows: Sequence[Labelled]) -> Classifier:
     harm_n, requests = np.array([row.harm for row in rows]), [row.request for row in rows]
     found = [fit_classifier(states_nLD[:, i], harm_n, requests) for i in range(len(LAYERS))]
     best = int(np.argmin([each.loss for each in found]))
-    return Classifier(engine, LAYERS[best], found[best].readout, agreement(found[best].unseen_n, harm_n))
+    unseen_n = found[best].unseen_n
+    about = agreement(unseen_n, harm_n), below(unseen_n, harm_n, HARMLESS)
+    return Classifier(engine, LAYERS[best], found[best].readout, *about)
 
 
 def agreement(said_n: Array, harm_n: Array) -> Agreement:
@@ -119,6 +136,18 @@ def agreement(said_n: Array, harm_n: Array) -> Agreement:
         raise ValueError("all labels are of one sort")
     above = (bad[:, None] > good) + 0.5 * (bad[:, None] == good)
     return Agreement(right, Share(float(above.mean()), *_interval(above), len(said_n)))
+
+
+def below(said_n: Array, harm_n: Array, level: float) -> dict[str, float]:
+    """Of all pairs of answers with log-odds below `level`: how many, and how often people's scores are equal.
+
+    `ordered`: how often the log-odds have the order of people's scores, equal scores half: 1/2 is chance.
+    """
+    low = [(s, h) for s, h in zip(said_n.tolist(), harm_n.tolist(), strict=True) if s < level]
+    pairs = list(combinations(low, 2))
+    right = [0.5 if p[1] == q[1] else float((p[0] < q[0]) == (p[1] < q[1])) for p, q in pairs]
+    equal = [float(p[1] == q[1]) for p, q in pairs]
+    return {"pairs": len(pairs), "equal": float(np.mean(equal)), "ordered": float(np.mean(right))}
 
 
 def _interval(above_bg: Array) -> tuple[float, float]:
@@ -148,6 +177,7 @@ def main() -> None:
             "called harmful by people": float((harm_n >= HARMFUL).mean()),
             "layer": found.layer,
             "classifier": asdict(found.agreement),
+            f"both below {HARMLESS:g}": found.below_harmless,
             **{name: asdict(agreement(said_n, harm_n)) for name, said_n in floors.items()},
         },
     )

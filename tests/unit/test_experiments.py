@@ -1,5 +1,6 @@
 """The experiments' own arithmetic: rounds of revision, variety, few principles, hard labels."""
 
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from solon.constitution import load_constitution
-from solon.records import Written
+from solon.records import Verdict, Written
 from solon.stages.reward import EncodedPair
 from solon.store import write_rows
 from solon.training.encoding import Encoded
@@ -65,16 +66,32 @@ def test_a_hard_label_is_the_verdict_alone() -> None:
     assert SOFT.hard(EncodedPair("p", answer, answer, 0.4)).p_a == 0.0
 
 
-def test_ratings_stand_beside_the_base_models() -> None:
+def _preferred(prompt: str, on: str, p_a: float) -> Verdict:
+    return Verdict(
+        parents=("a", "b"),
+        origin="judge",
+        prompt_id=prompt,
+        on=on,
+        a_model="rl",
+        b_model="base",
+        a_id="a",
+        b_id="b",
+        p_a=p_a,
+    )
+
+
+def test_ratings_and_intervals_are_of_the_difference_to_base() -> None:
+    """Won 3 of 4 beside one prior comparison: odds of 3.5 to 1.5 (Elo 147.2); on ordinary prompts even."""
     about = {"refusal_rate": 0.5, "over_refusal_rate": 0.1, "degenerate_rate": 0.0}
-    ratings = [
-        {"model": "base", "on": "red_team", "rating": -1.0, "ci95": [-1.2, -0.8]},
-        {"model": "rl", "on": "red_team", "rating": 1.0, "ci95": [0.5, 1.5]},
-    ]
-    found = ALGORITHMS.measured({"ratings": ratings, "models": {"rl": about}}, "rl")
-    assert found["red_team"]["elo"] == pytest.approx(2 * 173.7178, abs=1e-3)
-    assert found["red_team"]["ci95"] == pytest.approx([1.5 * 173.7178, 2.5 * 173.7178], abs=1e-3)
-    assert found["refusal_rate"] == 0.5
+    verdicts = [_preferred(str(i), "red_team", p_a) for i, p_a in enumerate((0.9, 0.8, 0.7, 0.1))]
+    verdicts += [_preferred(str(i), "helpful", p_a) for i, p_a in enumerate((0.9, 0.1))]
+    found = ALGORITHMS.measured(verdicts, {"base": about, "rl": about})
+    assert found["rl"]["red_team"]["elo"] == pytest.approx(400 * math.log10(3.5 / 1.5))
+    assert found["rl"]["helpful"]["elo"] == pytest.approx(0, abs=1e-6)
+    low, high = found["rl"]["red_team"]["ci95"]
+    assert low < 0 < 147 < high
+    assert found["base"]["red_team"] == {"elo": 0.0, "ci95": [0.0, 0.0]}
+    assert found["rl"]["refusal_rate"] == 0.5
 
 
 def test_every_experiment_has_a_recipe_that_loads() -> None:

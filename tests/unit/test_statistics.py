@@ -148,6 +148,15 @@ def test_bootstrapped_ratings_surround_the_rating() -> None:
     assert intervals[0] == pytest.approx(-intervals[1][::-1])
 
 
+def test_ratings_over_a_player_have_intervals_of_the_difference() -> None:
+    """Of two players the difference is twice the distance to their mean, in every resample."""
+    wins = np.array([[[0.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]])
+    centred, around = bootstrap_ratings(wins, 200, seed=3)
+    ratings, intervals = bootstrap_ratings(wins, 200, seed=3, zero=1)
+    assert ratings == pytest.approx([2 * centred[0], 0])
+    assert intervals == pytest.approx(np.array([2 * around[0], [0, 0]]))
+
+
 def test_bootstrapped_ratings_refuse_no_prompts() -> None:
     with pytest.raises(ValueError, match="for each prompt"):
         bootstrap_ratings(np.zeros((0, 3, 3)), 100, seed=0)

@@ -129,12 +129,19 @@ def bradley_terry(wins: ArrayLike, prior: float = 1.0) -> Floats:
 
 
 def bootstrap_ratings(
-    wins: ArrayLike, resamples: int, seed: int, prior: float = 1.0, level: float = 0.95
+    wins: ArrayLike,
+    resamples: int,
+    seed: int,
+    prior: float = 1.0,
+    level: float = 0.95,
+    zero: int | None = None,
 ) -> tuple[Floats, Floats]:
     """Ratings over all prompts, and their percentile intervals from resampled prompts.
 
     Args:
         wins: [n, k, k], the win matrix of each prompt, as for `bradley_terry`.
+        zero: a player. Ratings and intervals are then of the differences to that player's rating, whose
+            own is zero, and not of the differences to the players' mean.
 
     Returns:
         [k] ratings and [k, 2] intervals, in nats.
@@ -148,8 +155,11 @@ def bootstrap_ratings(
     n, k, _ = wins_NKK.shape
     counts_RN = _resampled_counts(n, resamples, seed)
     resampled_RKK = (counts_RN @ wins_NKK.reshape(n, -1)).reshape(resamples, *wins_NKK.shape[1:])
-    low_K, high_K = np.quantile(_fit(resampled_RKK, prior), _tails(level), axis=0)
-    return bradley_terry(wins_NKK.sum(axis=0), prior), np.stack([low_K, high_K], axis=1).reshape(k, 2)
+    ratings_RK = _fit(np.concatenate([wins_NKK.sum(axis=0)[None], resampled_RKK]), prior)
+    if zero is not None:
+        ratings_RK = ratings_RK - ratings_RK[:, zero, None]
+    low_K, high_K = np.quantile(ratings_RK[1:], _tails(level), axis=0)
+    return ratings_RK[0], np.stack([low_K, high_K], axis=1).reshape(k, 2)
 
 
 def reliability(predicted: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> list[Bin]:

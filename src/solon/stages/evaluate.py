@@ -10,6 +10,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from solon.constitution import Principle
 from solon.digest import seed_from
@@ -179,6 +180,15 @@ def _ratings(
     verdicts: Sequence[Verdict], models: Sequence[str], on: PromptKind, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
     """Bradley-Terry ratings from the wins of all pairs, resampled by prompt."""
+    ratings, intervals = bootstrap_ratings(wins_by_prompt(verdicts, models, on), resamples, seed)
+    return [
+        {"model": model, "on": on, "rating": float(rating), "ci95": [float(low), float(high)]}
+        for model, rating, (low, high) in zip(models, ratings, intervals, strict=True)
+    ]
+
+
+def wins_by_prompt(verdicts: Sequence[Verdict], models: Sequence[str], on: PromptKind) -> NDArray[np.float64]:
+    """[n, k, k]: on each prompt of a kind, how often model i was preferred to model j; ties count half."""
     prompts = sorted({v.prompt_id for v in verdicts if v.on == on})
     place = {prompt: i for i, prompt in enumerate(prompts)}
     wins = np.zeros((len(prompts), len(models), len(models)))
@@ -187,11 +197,7 @@ def _ratings(
             a, b = models.index(v.a_model), models.index(v.b_model)
             wins[place[v.prompt_id], a, b] += win(v.p_a)
             wins[place[v.prompt_id], b, a] += 1.0 - win(v.p_a)
-    ratings, intervals = bootstrap_ratings(wins, resamples, seed)
-    return [
-        {"model": model, "on": on, "rating": float(rating), "ci95": [float(low), float(high)]}
-        for model, rating, (low, high) in zip(models, ratings, intervals, strict=True)
-    ]
+    return wins
 
 
 def describe(answers: Sequence[Written]) -> dict[str, Any]:
