@@ -146,6 +146,15 @@ class Reinforce(Settings):
     score_clip: float | None = Field(
         default=None, gt=0, description="Clip normalised scores to plus or minus this"
     )
+    over_refusal: float = Field(
+        default=0.0, ge=0, description="Taken from the score of an answer that refuses a helpful prompt"
+    )
+    over_refusal_target: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Adapt over_refusal, so that this share of a step's answers to helpful prompts refuses",
+    )
     undecided: float = Field(default=0.0, ge=0, le=1, description="Share of prompts whose openings disagree")
     openings: Openings = Openings()
     centre_scores: Literal["none", "kind", "prompt"] = Field(

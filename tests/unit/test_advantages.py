@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from solon.errors import RunError, UsageError
-from solon.training.advantages import AdaptiveKL, gae, token_rewards, whiten
+from solon.training.advantages import AdaptiveKL, gae, next_multiplier, token_rewards, whiten
 
 LENGTHS = torch.tensor([3, 2])
 PADDED = math.nan
@@ -119,3 +119,9 @@ def test_adaptive_kl_never_reaches_zero() -> None:
         AdaptiveKL(6.0, 100).next(0.05, 0.0, 500)
     with pytest.raises(UsageError, match="above 0"):
         AdaptiveKL(0.0, 100)
+
+
+def test_a_price_rises_with_what_is_too_much_and_never_turns_into_a_prize() -> None:
+    assert next_multiplier(0.5, 0.25) == pytest.approx(1.0)
+    assert next_multiplier(0.5, -0.1) == pytest.approx(0.3)
+    assert next_multiplier(0.5, -0.9) == 0.0

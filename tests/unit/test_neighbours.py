@@ -172,6 +172,7 @@ def test_the_reward_sees_the_episodes_of_the_prompts_in_their_order(algorithm: A
     assert found["degenerate_share"] == sum(e.degenerate for e in first) / 16
     helpful = [e for e in first if e.source == "helpful"]
     assert found["score_helpful"] == pytest.approx(float(OddShare()(helpful).mean()))
+    assert found["refused_helpful"] == sum(e.refused for e in helpful) / len(helpful)
 
 
 @BOTH

@@ -81,6 +81,24 @@ def test_scores_are_clipped_and_a_missing_end_costs() -> None:
     torch.testing.assert_close(kept, torch.tensor([0.5, 6.0, -7.0, 0.8]))
 
 
+def test_a_refusal_costs_where_nothing_was_to_be_refused() -> None:
+    refused = [
+        replace(episode, refused=True) for episode in EPISODES[:2]
+    ]  # A red-team prompt's, a helpful one's
+    wanted = settings(missing_end_score=None, over_refusal=0.75)
+    found = shaped(torch.tensor([0.5, 0.5, 0.5, 0.5]), [*refused, *EPISODES[2:]], wanted)
+    torch.testing.assert_close(found, torch.tensor([0.5, -0.25, 0.5, 0.5]))
+
+
+def test_an_episode_is_told_by_its_text() -> None:
+    refusal = Episode.of((1,), (2,), True, "helpful", "I'm sorry, but I can't help with that.")
+    loop = Episode.of(
+        (1,), (2,), False, "helpful", "so and so and so and so and so and so and so and so and so on"
+    )
+    assert (refusal.refused, refusal.degenerate) == (True, False)
+    assert (loop.refused, loop.degenerate) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
@@ -266,12 +284,15 @@ def test_a_policy_that_changed_since_the_rollout_is_noticed(made: Actors) -> Non
 
 def test_what_was_sampled_is_described_by_source(made: Actors) -> None:
     rollout = replace(_rollout(made.policy), reference_BT=_rollout(made.policy).logp_BT - 0.5)
+    refused = replace(rollout.episodes[1], refused=True)
+    rollout = replace(rollout, episodes=(rollout.episodes[0], refused, *rollout.episodes[2:]))
     found = describe(rollout, 0.1, ("red_team", "helpful", "other"), ALONE)
     assert found["score"] == pytest.approx(0.3125)
     assert found["kl"] == pytest.approx(0.5 * 10 / 4)  # ten tokens of half a nat, four episodes
     assert found["reward"] == pytest.approx(0.3125 - 0.1 * 1.25)
     assert found["score_red_team"] == pytest.approx(0.75)
     assert found["score_helpful"] == pytest.approx(-0.125)
+    assert (found["refused_red_team"], found["refused_helpful"]) == (0.0, 0.5)
     assert "score_other" not in found, "no episode, no mean"
     assert (found["length"], found["finished_share"], found["degenerate_share"]) == (2.5, 0.25, 0.25)
     spread = float(rollout.entropy_BT[rollout.mask_BT].mean())
@@ -410,6 +431,25 @@ def test_equal_scores_are_no_fault_once_they_have_differed(tiny_model_folder: Pa
     for step in range(5):
         trainer.step(step)
     assert next(scores, None) is None, "all five steps were made"
+
+
+def test_the_price_of_refusing_ordinary_prompts_follows_their_share(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """One of two such answers refuses, a quarter may: the price rises by half a point a step, K = 2."""
+    wanted = settings(steps=3, missing_end_score=None, over_refusal=0.25, over_refusal_target=0.25)
+    made = actors(tiny_model_folder, tmp_path, wanted)
+    episodes = [replace(e, refused=i == 1) for i, e in enumerate(EPISODES)]
+    trainer = PPOTrainer(
+        made.policy, odd_shares, lambda step: episodes, wanted, seed=1, sources=("red_team", "helpful")
+    )
+    first, second = trainer.step(0).metrics, trainer.step(1).metrics
+    assert [first["over_refusal"], second["over_refusal"]] == [0.25, 0.75]
+    assert second["score_helpful"] == pytest.approx(first["score_helpful"] - 0.5 / 2)
+    assert second["score_red_team"] == pytest.approx(first["score_red_team"])
+    again = PPOTrainer(made.policy, odd_shares, lambda step: episodes, wanted, seed=1)
+    again.restore(trainer.extra())
+    assert again.over_refusal == trainer.over_refusal == 1.25
 
 
 def test_scores_count_from_the_mean_of_their_kind() -> None:

@@ -20,7 +20,6 @@ from solon.stages.common import choose_fresh, engine_for, in_batches, several, s
 from solon.stages.prompting import Mixture, undecided
 from solon.stages.shaping import open_reward
 from solon.store import Workspace, write_atomically, write_rows
-from solon.text import is_degenerate
 from solon.training.encoding import Encoder
 from solon.training.reward_model import load_reward_model
 from solon.training.rollout import Episode, Reward, shaped
@@ -91,4 +90,4 @@ def scored(reward: Reward, rows: Sequence[Written], encoder: Encoder, settings: 
 def _episode(encoder: Encoder, row: Written, most: int) -> Episode:
     whole = encoder.encode(row.prompt, row.text, row.finish, len(encoder.prompt(row.prompt)) + most)
     finished = bool(whole.answer) and whole.answer[-1] == encoder.end
-    return Episode(whole.prompt, whole.answer, finished, row.prompt_kind, is_degenerate(row.text) is not None)
+    return Episode.of(whole.prompt, whole.answer, finished, row.prompt_kind, row.text)

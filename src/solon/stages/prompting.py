@@ -16,7 +16,6 @@ from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Written
 from solon.refusal import is_refusal
 from solon.stages.common import asks, choose_fresh
-from solon.text import is_degenerate
 from solon.training.adapters import using
 from solon.training.encoding import Encoder
 from solon.training.ranks import Ranks
@@ -138,12 +137,12 @@ class Sampler:
             found = completions(self._engine, requests)
         return [
             (
-                Episode(
+                Episode.of(
                     self._encoder.prompt(prompt.text),
                     completion.token_ids,
                     completion.finish == "stop",
                     prompt.kind,
-                    is_degenerate(completion.text) is not None,
+                    completion.text,
                 ),
                 completion.text,
             )

@@ -17,6 +17,7 @@ from solon.training.batching import mask_of
 from solon.training.losses import masked_moments
 
 MAX_KL_ERROR = 0.2
+MULTIPLIER_GAIN = 2.0
 VARIANCE_FLOOR = 1e-8
 
 
@@ -119,6 +120,16 @@ class AdaptiveKL:
             )
         error = min(max(kl / self.target - 1, -MAX_KL_ERROR), MAX_KL_ERROR)
         return beta * (1 + error * episodes / self.horizon)
+
+
+def next_multiplier(multiplier: float, excess: float) -> float:
+    """The price of what should be rare, after a step in which its share was `excess` above what is wanted.
+
+    max(0, lambda + K excess), the dual ascent of constrained reinforcement (Ray, Achiam & Amodei 2019,
+    sec. 5; Stooke et al. 2020, eq. 6). K is large because runs are short: a share that is 0.2 too high for
+    ten steps costs 4, several deviations of the normalised score.
+    """
+    return max(0.0, multiplier + MULTIPLIER_GAIN * excess)
 
 
 def _discounted_sums(delta_BT: Tensor, decay: float) -> Tensor:

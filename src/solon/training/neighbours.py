@@ -22,7 +22,6 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOO
 from solon.engines.local import end_tokens
 from solon.errors import RunError, UsageError
 from solon.records import Label
-from solon.text import is_degenerate
 from solon.training.adapters import lora_config
 from solon.training.encoding import Encoder
 from solon.training.optimiser import PPO_EPSILON
@@ -121,7 +120,8 @@ def train_online(
         raise ValueError(f"{len(prompts)} prompts for {needed} groups of answers")
     asked = _questions(prompts[:needed], Encoder(setup.tokenizer))
     updates = settings.epochs * settings.episodes // settings.minibatch
-    figures = {**_ONLINE_FIGURES, **{name: name for name in {f"score_{s}" for s in asked["source"]}}}
+    own = {f"{figure}_{source}" for source in asked["source"] for figure in ("score", "refused")}
+    figures = {**_ONLINE_FIGURES, **{name: name for name in own}}
     trainer, config = _online(algorithm, setup, max(map(len, asked["ids"])), updates)
     with _plain_sampling(setup):
         return _train(
@@ -270,12 +270,13 @@ def _scorer(reward: Reward, setup: Setup) -> Callable[..., list[float]]:
 
     def score(completion_ids: Any, ids: Any, source: Any, log_metric: Any, **_: Any) -> list[float]:
         episodes = [
-            Episode(tuple(p), tuple(a), a[-1] in ends, s, is_degenerate(encoder.decode(tuple(a))) is not None)
+            Episode.of(tuple(p), tuple(a), a[-1] in ends, s, encoder.decode(tuple(a)))
             for p, a, s in zip(ids, completion_ids, source, strict=True)
         ]
         scores: list[float] = shaped(reward(episodes), episodes, setup.settings).tolist()
         for episode, found in zip(episodes, scores, strict=True):
             log_metric(f"score_{episode.source}", found)
+            log_metric(f"refused_{episode.source}", float(episode.refused))
             log_metric("finished_share", float(episode.finished))
             log_metric("degenerate_share", float(episode.degenerate))
         return scores

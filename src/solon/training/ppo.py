@@ -211,7 +211,7 @@ def micro_loss(
 
 
 def describe(rollout: Rollout, beta: float, sources: Sequence[str], ranks: Ranks) -> dict[str, float]:
-    """What was sampled, over all processes: score, KL, entropy, length, and the score of each source.
+    """What was sampled, over all processes: score, KL, entropy, length; by source the score and refusals.
 
     Means are over episodes, the entropy's over tokens; a source of which no episode was drawn is left out.
     """
@@ -232,7 +232,9 @@ def describe(rollout: Rollout, beta: float, sources: Sequence[str], ranks: Ranks
     sums["entropy"] = ((rollout.entropy_BT * rollout.mask_BT).sum(), lengths_B.sum())
     for source in sources:
         chosen_B = torch.tensor([e.source == source for e in rollout.episodes]).float()
-        sums[f"score_{source}"] = ((rollout.score_B * chosen_B).sum(), chosen_B.sum())
+        refused_B = torch.tensor([e.refused for e in rollout.episodes]).float()
+        for name, value_B in (("score", rollout.score_B), ("refused", refused_B)):
+            sums[f"{name}_{source}"] = ((value_B * chosen_B).sum(), chosen_B.sum())
     return _joined(sums, ranks)
 
 

@@ -15,7 +15,7 @@ import torch
 from solon.digest import seed_from
 from solon.errors import RunError
 from solon.training.adapters import trainable
-from solon.training.advantages import AdaptiveKL
+from solon.training.advantages import AdaptiveKL, next_multiplier
 from solon.training.optimiser import PPO_EPSILON, Optimiser
 from solon.training.policy import Policy
 from solon.training.ppo import describe, improve, targets
@@ -53,6 +53,7 @@ class PPOTrainer:
         self.policy = policy
         self.optimiser = Optimiser(trainable(policy), settings.learning_rate, PPO_EPSILON)
         self.beta = settings.beta
+        self.over_refusal = settings.over_refusal
         self._reward = reward
         self._sample = sample
         self._settings = settings
@@ -75,14 +76,19 @@ class PPOTrainer:
         with self.policy.holding(episodes):
             rollout, learnt = self._learn(step, episodes)
         found = describe(rollout, self.beta, self._sources, self._ranks)
-        metrics = {**found, **learnt, "beta": self.beta, "learning_rate": rate}
+        held = {"beta": self.beta, "over_refusal": self.over_refusal, "learning_rate": rate}
+        metrics = {**found, **learnt, **held}
         self.beta = self._next_beta(found["kl"])
+        if settings.over_refusal_target is not None and "refused_helpful" in found:
+            excess = found["refused_helpful"] - settings.over_refusal_target
+            self.over_refusal = next_multiplier(self.over_refusal, excess)
         timing = {"sampling": sampled - start, "learning": time.monotonic() - sampled}
         return Done(metrics, sum(len(e.answer) for e in episodes), timing)
 
     def _learn(self, step: int, episodes: Sequence[Episode]) -> tuple[Rollout, dict[str, float]]:
         settings, ranks = self._settings, self._ranks
-        scores_B = shaped(self._reward(episodes), episodes, settings)
+        priced = settings.model_copy(update={"over_refusal": self.over_refusal})
+        scores_B = shaped(self._reward(episodes), episodes, priced)
         self._watch_constant(step, scores_B)
         generator = torch.Generator().manual_seed(seed_from(self._seed, "minibatches", step))
         plan = plan_epochs(episodes, settings, generator, ranks)
@@ -94,11 +100,12 @@ class PPOTrainer:
 
     def extra(self) -> dict[str, Any]:
         """What a checkpoint must hold beside the optimiser's tensors."""
-        return {"beta": self.beta, "varied": self._varied}
+        return {"beta": self.beta, "over_refusal": self.over_refusal, "varied": self._varied}
 
     def restore(self, extra: Mapping[str, Any]) -> None:
         """Put back what `extra` gave; nothing where training starts."""
         self.beta = float(extra.get("beta", self.beta))
+        self.over_refusal = float(extra.get("over_refusal", self.over_refusal))
         self._varied = bool(extra.get("varied", False))
 
     def _next_beta(self, kl: float) -> float:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from solon.errors import RunError
+from solon.refusal import is_refusal
+from solon.text import is_degenerate
 from solon.training.batching import budget_batches, mask_of, minibatches
 from solon.training.encoding import Encoded
 from solon.training.policy import Policy
@@ -28,6 +30,14 @@ class Episode(Encoded):
     finished: bool
     source: str
     degenerate: bool = False
+    refused: bool = False
+
+    @classmethod
+    def of(
+        cls, prompt: tuple[int, ...], answer: tuple[int, ...], finished: bool, source: str, text: str
+    ) -> "Episode":
+        """With what the answer's text tells."""
+        return cls(prompt, answer, finished, source, is_degenerate(text) is not None, is_refusal(text))
 
 
 Reward = Callable[[Sequence[Episode]], Tensor]
@@ -97,6 +107,9 @@ def plan_epochs(
 def shaped(scores_B: Tensor, episodes: Sequence[Episode], settings: Reinforce) -> Tensor:
     """Scores as PPO uses them: clipped to +-`score_clip`, and a fixed one for answers that were cut off.
 
+    Refusals of ordinary prompts then lose `over_refusal`, a rule beside the reward model (Mu et al. 2024,
+    Rule Based Rewards, eq. 1): what to refuse it knows from the labels, what not to, much less.
+
     Raises:
         RunError: not one finite number for each episode.
     """
@@ -110,10 +123,11 @@ def shaped(scores_B: Tensor, episodes: Sequence[Episode], settings: Reinforce) -
     scores_B = scores_B.float().cpu()
     if settings.score_clip is not None:
         scores_B = scores_B.clamp(-settings.score_clip, settings.score_clip)
-    if settings.missing_end_score is None:
-        return scores_B
-    finished_B = torch.tensor([e.finished for e in episodes])
-    return torch.where(finished_B, scores_B, torch.full_like(scores_B, settings.missing_end_score))
+    if settings.missing_end_score is not None:
+        finished_B = torch.tensor([e.finished for e in episodes])
+        scores_B = torch.where(finished_B, scores_B, torch.full_like(scores_B, settings.missing_end_score))
+    evasive_B = torch.tensor([e.refused and e.source == "helpful" for e in episodes])
+    return scores_B - settings.over_refusal * evasive_B
 
 
 def _faulty(scores_B: Tensor) -> str:
