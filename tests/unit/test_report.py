@@ -418,6 +418,8 @@ def test_figures_of_a_short_run() -> None:
     assert "Entropy" in plots.ppo_curves(one)
     without = [{k: v for k, v in step.items() if k != "entropy"} for step in STEPS]
     assert "Entropy" not in plots.ppo_curves(without)
+    refusing = [{**step, "refused_red_team": 0.5, "refused_helpful": 0.1} for step in STEPS]
+    assert "Refusals, ordinary prompts" in plots.ppo_curves(refusing)
 
 
 def test_a_title_cannot_break_out_of_its_drawing() -> None:

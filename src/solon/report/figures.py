@@ -70,8 +70,9 @@ _REWARD_KL = (
 )
 _CURVES = (
     "The optimised reward (score less the KL penalty), the distance from the SL model, the entropy of the "
-    "policy and the length of its answers. From ten steps on, the strong line is the mean of five steps. "
-    "Falling entropy with rising reward is the usual sign of a policy that narrows."
+    "policy, the length of its answers, and how many of them refuse; of the prompts that were drawn, which "
+    "may be the hard ones. From ten steps on, the strong line is the mean of five steps. Falling entropy "
+    "with rising reward is the usual sign of a policy that narrows."
 )
 _AGREEMENT = (
     "Of the pairs that both scored, the share in % on which two principles prefer the same answer. Green: "

@@ -90,19 +90,22 @@ _CURVES = (
     ("kl", "KL from the SL model", "nats an episode", ink.ACCENT),
     ("entropy", "Entropy", "nats a token", ink.ACCENT),
     ("length", "Length", "tokens an answer", ink.ACCENT),
+    ("refused_red_team", "Refusals, red-team prompts", "share of answers", ink.RL),
+    ("refused_helpful", "Refusals, ordinary prompts", "share of answers", ink.SL),
 )
 
 
 def ppo_curves(steps: Sequence[Numbers]) -> str:
-    """Reward, KL, entropy and length over the PPO steps, as small multiples on one x axis.
+    """Reward, KL, entropy, length and refusals over the PPO steps, as small multiples on one x axis.
 
     Long runs show the raw values faintly and their moving mean over 5 steps strongly. A metric that the
     steps do not carry leaves its panel out.
     """
     title = "PPO, step by step"
     shown = [curve for curve in _CURVES if all(curve[0] in s for s in steps)]
-    with _drawing(steps and shown, title, 430 if len(shown) > 2 else 250) as canvas:
-        panels = canvas.axes(-(-len(shown) // 2), 2, sharex=True)
+    rows = -(-len(shown) // 2)
+    with _drawing(steps and shown, title, 70 + 180 * rows) as canvas:
+        panels = canvas.axes(rows, 2, sharex=True)
         for panel, (name, label, unit, colour) in zip(panels, shown, strict=False):
             _curve(panel, [float(s[name]) for s in steps], colour)
             panel.set_title(label, fontsize=9.5)
