@@ -14,16 +14,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lab import BLUE, GREY, ORANGE, SEED, drawing, keep, run_named, solon_run
+from lab import BLUE, GREY, ORANGE, RESAMPLES, SEED, drawing, keep, run_named, solon_run
 
 from solon.records import Verdict
 from solon.report.statistics import ELO_PER_NAT, bootstrap_ratings
+from solon.saving import saving
 from solon.stages.evaluate import SETS, wins_by_prompt
 from solon.store import read_rows
 
 NAMES = {"base": "base", "sl": "SFT (SL-CAI)", "rl": "PPO", "rloo": "RLOO", "dpo": "DPO"}
 SHARES = ("refusal_rate", "over_refusal_rate", "degenerate_rate")
-RESAMPLES = 2000
 PROMPTS = 100  # Of each kind: five models are ten comparisons of each
 COLOURS = {"base": GREY, "sl": ORANGE, "rl": BLUE, "rloo": "#4f8f5b", "dpo": "#7a5aa8"}
 
@@ -32,10 +32,8 @@ def main() -> None:
     run = run_named(__doc__)
     folder = run.with_name(f"{run.name}-algorithms")
     if not folder.exists():
-        half = folder.with_name(f"{folder.name}.half")
-        shutil.rmtree(half, ignore_errors=True)  # What a killed copy has left
-        shutil.copytree(run, half)
-        half.rename(folder)
+        with saving(folder) as whole:
+            shutil.copytree(run, whole)
     changes = {
         "reinforce__algorithm": "[ppo,rloo,dpo]",
         "evaluate__prompts": PROMPTS,

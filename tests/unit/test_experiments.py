@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from solon.constitution import load_constitution
-from solon.records import Verdict, Written
+from solon.records import Written
 from solon.stages.reward import EncodedPair
 from solon.store import write_rows
 from solon.training.encoding import Encoded
-from tests.rows import written
+from tests.rows import verdict, written
 from tests.scripts import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -66,25 +66,11 @@ def test_a_hard_label_is_the_verdict_alone() -> None:
     assert SOFT.hard(EncodedPair("p", answer, answer, 0.4)).p_a == 0.0
 
 
-def _preferred(prompt: str, on: str, p_a: float) -> Verdict:
-    return Verdict(
-        parents=("a", "b"),
-        origin="judge",
-        prompt_id=prompt,
-        on=on,
-        a_model="rl",
-        b_model="base",
-        a_id="a",
-        b_id="b",
-        p_a=p_a,
-    )
-
-
 def test_ratings_and_intervals_are_of_the_difference_to_base() -> None:
     """Won 3 of 4 beside one prior comparison: odds of 3.5 to 1.5 (Elo 147.2); on ordinary prompts even."""
     about = {"refusal_rate": 0.5, "over_refusal_rate": 0.1, "degenerate_rate": 0.0}
-    verdicts = [_preferred(str(i), "red_team", p_a) for i, p_a in enumerate((0.9, 0.8, 0.7, 0.1))]
-    verdicts += [_preferred(str(i), "helpful", p_a) for i, p_a in enumerate((0.9, 0.1))]
+    verdicts = [verdict(str(i), p_a) for i, p_a in enumerate((0.9, 0.8, 0.7, 0.1))]
+    verdicts += [verdict(str(i), p_a, "helpful") for i, p_a in enumerate((0.9, 0.1))]
     found = ALGORITHMS.measured(verdicts, {"base": about, "rl": about})
     assert found["rl"]["red_team"]["elo"] == pytest.approx(400 * math.log10(3.5 / 1.5))
     assert found["rl"]["helpful"]["elo"] == pytest.approx(0, abs=1e-6)

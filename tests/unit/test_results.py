@@ -8,7 +8,7 @@ import pytest
 from solon.recipe import load_recipe
 from solon.records import Verdict, Written
 from solon.store import write_rows
-from tests.rows import written
+from tests.rows import verdict, written
 from tests.scripts import load
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -22,20 +22,6 @@ BEHAVIOUR = load(EXPERIMENTS / "behaviour.py")
 
 def _answer(model: str, prompt: str, text: str, kind: str = "red_team") -> Written:
     return written(text, parents=(prompt,), origin=model, prompt_id=prompt, prompt=prompt, prompt_kind=kind)
-
-
-def _verdict(prompt: str, p_a: float | None) -> Verdict:
-    return Verdict(
-        parents=("a", "b"),
-        origin="judge",
-        prompt_id=prompt,
-        on="red_team",
-        a_model="rl",
-        b_model="base",
-        a_id="a",
-        b_id="b",
-        p_a=p_a,
-    )
 
 
 def test_a_figure_is_the_mean_over_prompts_with_each_seeds_own() -> None:
@@ -111,7 +97,7 @@ def test_a_run_becomes_numbers_and_they_come_back_for_the_same_recipe_alone(tmp_
     ]
     (tmp_path / "09_evaluate").mkdir()
     write_rows(tmp_path / "09_evaluate" / "answers.parquet", Written, answers)
-    write_rows(tmp_path / "09_evaluate" / "rows.parquet", Verdict, [_verdict("p", 0.9), _verdict("h", None)])
+    write_rows(tmp_path / "09_evaluate" / "rows.parquet", Verdict, [verdict("p", 0.9), verdict("h", None)])
     odds = {("p", answer): 1.5, ("p", refusal): -2.0}
     found = KEPT.measured(tmp_path, lambda asked: [odds[one] for one in asked])
     assert found == [

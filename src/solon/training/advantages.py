@@ -125,8 +125,8 @@ class AdaptiveKL:
 def next_multiplier(multiplier: float, excess: float) -> float:
     """The price of what should be rare, after a step in which its share was `excess` above what is wanted.
 
-    max(0, lambda + K excess), the dual ascent of constrained reinforcement (Ray, Achiam & Amodei 2019,
-    sec. 5; Stooke et al. 2020, eq. 6). K is large because runs are short: a share that is 0.2 too high for
+    max(0, lambda + K excess), the dual ascent of constrained reinforcement (Ray, Achiam & Amodei 2019;
+    Stooke et al. 2020). K is large because runs are short: a share that is 0.2 too high for
     ten steps costs 4, several deviations of the normalised score.
     """
     return max(0.0, multiplier + MULTIPLIER_GAIN * excess)

@@ -230,10 +230,11 @@ def describe(rollout: Rollout, beta: float, sources: Sequence[str], ranks: Ranks
     everywhere = torch.ones_like(kl_B)
     sums = {name: (value_B.sum(), everywhere.sum()) for name, value_B in values.items()}
     sums["entropy"] = ((rollout.entropy_BT * rollout.mask_BT).sum(), lengths_B.sum())
+    refused_B = torch.tensor([e.refused for e in rollout.episodes]).float()
+    by_source = {"score": rollout.score_B, "refused": refused_B}
     for source in sources:
         chosen_B = torch.tensor([e.source == source for e in rollout.episodes]).float()
-        refused_B = torch.tensor([e.refused for e in rollout.episodes]).float()
-        for name, value_B in (("score", rollout.score_B), ("refused", refused_B)):
+        for name, value_B in by_source.items():
             sums[f"{name}_{source}"] = ((value_B * chosen_B).sum(), chosen_B.sum())
     return _joined(sums, ranks)
 

@@ -108,7 +108,7 @@ def shaped(scores_B: Tensor, episodes: Sequence[Episode], settings: Reinforce) -
     """Scores as PPO uses them: clipped to +-`score_clip`, and a fixed one for answers that were cut off.
 
     Refusals of ordinary prompts then lose `over_refusal`, a rule beside the reward model (Mu et al. 2024,
-    Rule Based Rewards, eq. 1): what to refuse it knows from the labels, what not to, much less.
+    Rule Based Rewards): what to refuse it knows from the labels, what not to, much less.
 
     Raises:
         RunError: not one finite number for each episode.
