@@ -24,7 +24,7 @@ from solon.store import read_rows
 
 NAMES = {"base": "base", "sl": "SFT (SL-CAI)", "rl": "PPO", "rloo": "RLOO", "dpo": "DPO"}
 SHARES = ("refusal_rate", "over_refusal_rate", "degenerate_rate")
-PROMPTS = 100  # Of each kind: five models are ten comparisons of each
+PROMPTS = 150  # Of each kind: five models are ten comparisons of each
 COLOURS = {"base": GREY, "sl": ORANGE, "rl": BLUE, "rloo": "#4f8f5b", "dpo": "#7a5aa8"}
 
 
@@ -48,8 +48,9 @@ def main() -> None:
         for name, figures in found.items():
             (x, y), style = (figures["red_team"], figures["helpful"]), COLOURS[name]
             spread = {"xerr": _spread(x), "yerr": _spread(y)}
-            axes.errorbar(x["elo"], y["elo"], **spread, fmt="o", color=style, elinewidth=0.8, capsize=0)
-            axes.annotate(NAMES[name], (x["elo"], y["elo"]), (5, 5), textcoords="offset points", color=style)
+            place = (x["elo"], y["elo"])
+            axes.errorbar(*place, **spread, fmt="o", color=style, elinewidth=0.8, label=NAMES[name])
+        axes.legend(frameon=False, fontsize=8, loc="lower left")
         axes.set_xlabel("harmlessness (Elo points)")
         axes.set_ylabel("helpfulness (Elo points)")
 

@@ -314,7 +314,9 @@ STAGES: tuple[Stage, ...] = (
         Verdict,
         _reads("red_team", "revise", "finetune", "reinforce"),
         _evaluate,
-        lambda r: f"3 models x {r.evaluate.prompts + r.evaluate.helpful} held-out prompts",
+        lambda r: (
+            f"{2 + len(rl_models(r))} models x {r.evaluate.prompts + r.evaluate.helpful} held-out prompts"
+        ),
         _evaluator_paths,
         roles=lambda r: ("evaluator",),
         version=2,
