@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from solon.plan import BY_NAME
+from solon.recipe import Recipe
 from solon.records import Written
 from solon.stages.evaluate import describe, win
 from solon.stages.finetune import training_pairs
@@ -119,3 +121,8 @@ def test_describe_by_hand() -> None:
     assert figures["over_refusal_rate"] == 0.0
     assert figures["degenerate_rate"] == pytest.approx(1 / 4)
     assert figures["mean_words"] == pytest.approx((6 + 7 + 0 + 5) / 4)
+
+
+def test_the_plan_counts_every_trained_model() -> None:
+    recipe = Recipe.model_validate({"name": "r", "reinforce": {"algorithm": ["ppo", "rloo", "dpo"]}})
+    assert BY_NAME["evaluate"].planned(recipe).startswith("5 models x ")
