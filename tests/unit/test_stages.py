@@ -15,23 +15,11 @@ from solon.stages.finetune import training_pairs
 from solon.stages.red_team import split_of
 from solon.stages.reward import heldout_prompts, plan_steps
 from solon.training_settings import Finetune
+from tests.rows import written
 
 
 def _row(text: str, **changes: object) -> Written:
-    row = Written(
-        origin="m",
-        prompt_id="p",
-        prompt="How?",
-        prompt_kind="red_team",
-        kind="revision",
-        round=1,
-        text=text,
-        request="r",
-        sampling="{}",
-        tokens=5,
-        finish="stop",
-    )
-    return row.changed(**changes)
+    return written(text, **{"prompt": "How?", "kind": "revision", "round": 1, **changes})
 
 
 @given(st.lists(st.text(max_size=3), max_size=40), st.floats(0.01, 0.99))
