@@ -16,6 +16,7 @@ import typer
 from solon.cli_constitution import app as constitution_app
 from solon.errors import RunError, SolonError, UsageError
 from solon.saving import cannot_write, first_line, is_kind
+from solon.text import without_controls
 
 if TYPE_CHECKING:
     from solon.pipeline import Run
@@ -248,7 +249,7 @@ def main() -> None:
         known = _explain(error)
         if known is None:
             raise
-        typer.echo(f"Error: {known}", err=True)
+        typer.echo(f"Error: {without_controls(str(known))}", err=True)
         sys.exit(known.exit_code)
 
 

@@ -57,7 +57,9 @@ def show(file: ConstitutionFile) -> None:
         table.add_column(name)
     for p in found.principles:
         count = sum(c.principle == p.id for c in found.demonstrations.comparisons)
-        table.add_row(p.id, p.purpose, escape(p.about), escape(p.question), str(count))
+        table.add_row(
+            p.id, p.purpose, *(escape(without_controls(text)) for text in (p.about, p.question)), str(count)
+        )
     Console().print(table)
 
 
@@ -119,7 +121,7 @@ def diff(
     old, new = load_constitution(a), load_constitution(b)
     found = differences(old, new)
     for line in found.lines():
-        typer.echo(line)
+        typer.echo(without_controls(line))
     if run is None:
         if found.reworded:
             typer.echo("Add --run RUN to see on how many of its pairs the wordings prefer different answers.")

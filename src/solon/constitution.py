@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from solon import shipped
 from solon.digest import digest
 from solon.errors import Problem, ProblemsError, UsageError, did_you_mean
+from solon.faults import Location
 from solon.records import PromptKind
-from solon.yamlfile import Document, Location, load, validate
+from solon.yamlfile import Document, load, validate
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]

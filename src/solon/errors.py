@@ -28,7 +28,7 @@ class RunError(SolonError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault in a file: where it stands, what it is, and how to mend it."""
+    """One fault in a file: where it stands, what it is, and how to mend it, if `what` does not say it."""
 
     file: str
     line: int | None
@@ -37,7 +37,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
-        return f"{place}: {self.what}. {self.fix}"
+        return f"{place}: {self.what}. {self.fix}".rstrip()
 
 
 def did_you_mean(name: str, known: Sequence[str], otherwise: str) -> str:

@@ -32,6 +32,7 @@ from solon.store import (
     EventLog,
     Manifest,
     Workspace,
+    forget,
     is_leftover,
     locked,
     read_manifest,
@@ -171,7 +172,7 @@ class Run:
             if manifest := self._reusable(stage, outputs):
                 outputs[stage.name] = manifest.output
             elif all(name in outputs for name in stage.inputs(self.recipe)):
-                (self.folder / stage.folder / "manifest.json").unlink(missing_ok=True)
+                forget(self.folder / stage.folder)
 
     def _finished_after(
         self, stages: Sequence[Stage], outputs: dict[str, str]

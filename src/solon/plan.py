@@ -124,8 +124,9 @@ _WHERE = frozenset({"endpoints", "api_key_env", "http", "vllm"})
 
 
 def _role_part(role: Role, *other: str) -> list[Any]:
-    """The settings of a role, without these others."""
-    return [role.model_dump(exclude={*other, *_WHERE}), role.http.interface]
+    """The settings of a role, without these others. Where a model runs, its context may cut texts short."""
+    context = [role.vllm.context] if role.engine == "vllm" else []
+    return [role.model_dump(exclude={*other, *_WHERE}), role.http.interface, *context]
 
 
 def judge_part(settings: JudgeSettings, constitution: Constitution, purpose: Purpose) -> Any:
@@ -305,7 +306,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _shaping_files,
         roles=lambda r: ("judge",) if _guarded(r) else (),
-        version=9,
+        version=10,
         distributed=True,
     ),
     Stage(
@@ -319,7 +320,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _evaluator_paths,
         roles=lambda r: ("evaluator",),
-        version=2,
+        version=3,
     ),
 )
 

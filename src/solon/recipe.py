@@ -220,3 +220,4 @@ def apply_override(document: Document, override: str) -> None:
         if not isinstance(node, dict):
             raise UsageError(f"--set {override}: `{parent}` holds a single value and has no keys below it.")
     node[last] = value
+    document.override((*parents, last))

@@ -52,6 +52,17 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def _flush(path: Path) -> None:
+    """Bring a file, or all files below a folder, to the disk, and with them their names."""
+    inside = [*path.rglob("*")] if path.is_dir() else []
+    for each in (*inside, path, path.parent):
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def is_leftover(path: Path) -> bool:
     """Whether this is what a kill or a full disk may leave of a run folder's very first write."""
     return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".partial"))
@@ -234,8 +245,8 @@ class Workspace:
     def begin(self, key: str) -> None:
         """Open the folder for the work that `key` names; leftovers of any other work are removed."""
         plan = self.folder / "plan.json"
-        # First what makes the folder count, so that a kill in between leaves nothing that looks whole.
-        (self.folder / "manifest.json").unlink(missing_ok=True)
+        if (self.folder / "manifest.json").exists():
+            forget(self.folder)  # Finished for other inputs, or damaged since: its journal has gone
         if self.folder.exists() and _planned_key(plan) != key:
             plan.unlink(missing_ok=True)
             shutil.rmtree(self.folder)
@@ -286,6 +297,8 @@ class Workspace:
         rows_file = self.folder / "rows.parquet"
         count = write_rows(rows_file, row, result.rows)
         outputs = [rows_file, *(self.folder / name for name in result.outputs)]
+        for output in outputs:
+            _flush(output)  # The journal, from which they could be made again, goes
         manifest = Manifest(
             stage=self.stage,
             key=key,
@@ -303,6 +316,15 @@ class Workspace:
     def earlier_seconds(self) -> float:
         """Time that earlier, interrupted attempts put into the batches that are kept."""
         return sum(batch.seconds for batch in self.journal.batches.values())
+
+
+def forget(folder: Path) -> None:
+    """Let what a stage made count for nothing: the next one that begins in its folder starts afresh.
+
+    The plan goes first, so that a kill in between leaves no finished folder that looks like half a one.
+    """
+    for name in ("plan.json", "manifest.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _damaged(what: str, folder: Path) -> RunError:

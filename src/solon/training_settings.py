@@ -219,6 +219,10 @@ class Reinforce(Settings):
         if online and self.episodes % self.minibatch:
             whole = f"a multiple of minibatch ({self.minibatch}) for rloo and grpo"
             raise ValueError(f"episodes ({self.episodes}) must be {whole}")
+        if self.over_refusal_target is not None and "ppo" not in self.algorithm:
+            raise ValueError(
+                "over_refusal_target is held by ppo alone: add ppo to algorithm, or set it to null"
+            )
         if self.value_warmup >= self.steps:
             raise ValueError(
                 f"value_warmup ({self.value_warmup}) must be below steps ({self.steps}), or nothing is learnt"

@@ -11,9 +11,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.constructor import ConstructorError
 
-from solon.errors import Problem, ProblemsError, UsageError, did_you_mean
+from solon.errors import Problem, ProblemsError, UsageError
+from solon.faults import Location, explained
 
-Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -24,6 +24,11 @@ class Document:
         self.file = file
         self.data = data
         self._lines = lines
+        self._set: list[Location] = []
+
+    def override(self, location: Location) -> None:
+        """Note that what stands at `location` was not read from the file, but set by the command line."""
+        self._set.append(location)
 
     def line(self, location: Location) -> int | None:
         """The line of `location`, or of its closest ancestor that stands in the file."""
@@ -32,6 +37,11 @@ class Document:
         return self._lines.get(location)
 
     def problem(self, location: Location, what: str, fix: str) -> Problem:
+        if any(location[: len(at)] == at for at in self._set):
+            return Problem("--set", None, what, fix)
+        if location and any(at[: len(location)] == location for at in self._set):
+            place = f"{self.file} with --set" if location in self._lines else "--set"
+            return Problem(place, None, what, fix)
         return Problem(self.file, self.line(location), what, fix)
 
 
@@ -174,42 +184,5 @@ def validate(document: Document, model: type[Model]) -> Model:
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
-        raise ProblemsError([_explain(document, model, fault) for fault in error.errors()]) from error
-
-
-def _explain(document: Document, model: type[BaseModel], fault: Any) -> Problem:
-    location: Location = tuple(fault["loc"])
-    name = ".".join(str(part) for part in location) or "the file"
-    if fault["type"] == "extra_forbidden":
-        return document.problem(location, f"unknown key `{name}`", _suggest(model, location))
-    if fault["type"] == "missing":
-        return document.problem(location, f"`{name}` is missing", f"Add `{location[-1]}: …` here.")
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return document.problem(location, f"`{name}`: {message}", "Correct the value.")
-
-
-def _suggest(model: type[BaseModel], location: Location) -> str:
-    """The known key that is spelled most like the unknown one, at the same depth of the model."""
-    known = _keys_at(model, location[:-1])
-    otherwise = f"Known keys here: {', '.join(sorted(known))}." if known else "Remove it."
-    return did_you_mean(str(location[-1]), list(known), otherwise)
-
-
-def _keys_at(model: Any, path: Location) -> list[str]:
-    for part in path:
-        if isinstance(part, str):
-            field = getattr(model, "model_fields", {}).get(part)
-            if field is None:
-                return []
-            model = _inner_model(field.annotation)
-    return list(getattr(model, "model_fields", {}))
-
-
-def _inner_model(annotation: Any) -> Any:
-    """The pydantic model inside `X`, `X | None`, `list[X]` or `tuple[X, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    arguments = getattr(annotation, "__args__", ())
-    found = (_inner_model(argument) for argument in arguments)
-    return next((inner for inner in found if inner is not None), None)
+        found = [document.problem(*fault) for fault in explained(error.errors(), model, document.data)]
+        raise ProblemsError(sorted(found, key=lambda problem: problem.line or 0)) from error

@@ -83,6 +83,15 @@ def test_two_processes_whiten_and_learn_as_one(
     assert said.count("9/9 evaluate") == 1, "the second process says nothing"
 
 
+def test_two_processes_level_the_answers_of_a_prompt_as_one(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """As the shipped recipes do; a prompt's answers are all of one process."""
+    settings = tiny_run.recipe(tiny_model_folder)["reinforce"] | {"centre_scores": "prompt", "group": 2}
+    levelled = tiny_run.write(tmp_path / "recipe", tiny_model_folder, reinforce=settings)
+    tiny_run.open_run(levelled, tmp_path / "one").execute("reinforce")
+    _finish(levelled, tmp_path / "two")
+    _assert_same(_steps(tmp_path / "two"), _steps(tmp_path / "one"))
+
+
 @pytest.mark.parametrize("file", _CONFIGURATIONS, ids=lambda file: file.stem)
 def test_a_shipped_configuration_is_one_of_accelerate(file: Path) -> None:
     found = load_config_from_file(str(file))

@@ -325,12 +325,17 @@ def test_files_of_held_out_prompts_are_kept_whole_and_their_twins_leave_training
     known = tiny_run.prompts("red_team")[0]["text"]
     (tmp_path / "r" / "held.txt").write_text(f"{known}\nWho would buy a stolen boat at night?\n")
     changes = ("red_team.heldout=0", "red_team.written=0", "red_team.heldout_sources=[{file: held.txt}]")
+    with pytest.raises(RunError, match=r"no prompt of kind helpful is held out .* red_team\.heldout_helpful"):
+        tiny_run.open_run(recipe, tmp_path / "none", *changes).execute("red_team")
+    (tmp_path / "r" / "asked.txt").write_text("Which flowers open in the evening?\n")
+    changes = (*changes, "red_team.heldout_helpful=[{file: asked.txt}]")
     tiny_run.open_run(recipe, tmp_path / "run", *changes).execute("red_team")
     rows = list(read_rows(tmp_path / "run" / "01_red_team" / "rows.parquet", Prompt))
     held = {(p.text, p.kind, p.origin) for p in rows if p.split == "heldout"}
     assert held == {
         (known, "red_team", "file:held.txt"),
         ("Who would buy a stolen boat at night?", "red_team", "file:held.txt"),
+        ("Which flowers open in the evening?", "helpful", "file:asked.txt"),
     }
     assert known not in {p.text for p in rows if p.split == "train"}
     assert len(rows) == len(tiny_run.prompts("red_team")) + 1 + len(tiny_run.prompts("helpful"))

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from solon.engines.base import (
     Engine,
@@ -19,7 +21,7 @@ from solon.engines.base import (
     scores,
     user,
 )
-from solon.engines.local import LocalEngine
+from solon.engines.local import LocalEngine, open_engine
 from solon.engines.opening import open_role
 from solon.engines.turns import Turns
 from solon.engines.vllm import VllmEngine, open_vllm
@@ -27,6 +29,7 @@ from solon.errors import UsageError
 from solon.models import resolve
 from solon.roles import Role, VllmSettings
 from solon.settings import Sampling
+from tests.tiny import build_tiny
 
 GREEDY = Sampling(max_tokens=6, temperature=0.0)
 WARM = Sampling(max_tokens=6, temperature=1.0)
@@ -79,19 +82,28 @@ class _LikeVllm:
         return logits.log_softmax(-1)
 
 
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of heads of 64, as real models have: vLLM's attention takes no narrower ones than 32."""
+    return build_tiny(tmp_path_factory.mktemp("contract") / "tiny", width=256)
+
+
+@pytest.fixture(scope="module")
+def local_engine(model_folder: Path) -> LocalEngine:
+    return open_engine(resolve(str(model_folder)), "cpu", torch.float32, 8192)
+
+
 @pytest.fixture(params=["local", "like_vllm", "vllm"])
-def engine(
-    request: pytest.FixtureRequest, tiny_engine: LocalEngine, tiny_model_folder: Path
-) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, local_engine: LocalEngine, model_folder: Path) -> Iterator[Engine]:
     """The local engine, vLLM's adapter on a stand-in of its form, and vLLM itself where it is installed."""
     if request.param == "local":
-        yield tiny_engine
+        yield local_engine
     elif request.param == "like_vllm":
-        turns = Turns(tiny_engine.tokenizer, "tiny", tiny_engine.context)
-        yield VllmEngine(_LikeVllm(tiny_engine), _Params, turns, [tiny_engine.tokenizer.eos_token_id])
+        turns = Turns(local_engine.tokenizer, "tiny", local_engine.context)
+        yield VllmEngine(_LikeVllm(local_engine), _Params, turns, [local_engine.tokenizer.eos_token_id])
     else:
-        pytest.importorskip("vllm", reason="vLLM is not installed; it needs a GPU")
-        yield open_vllm(resolve(str(tiny_model_folder)), "float32")
+        pytest.importorskip("vllm", reason="vLLM is not installed")
+        yield open_vllm(resolve(str(model_folder)), "float32")
 
 
 def _asked(sampling: Sampling) -> list[GenerateRequest]:
@@ -108,16 +120,16 @@ def test_every_request_has_one_completion_of_consistent_parts(engine: Engine) ->
         assert done.prompt_tokens == engine.length(user(TEXTS[done.index]))
 
 
-def test_a_greedy_answer_is_the_same_whatever_runs_it(engine: Engine, tiny_engine: LocalEngine) -> None:
-    found, expected = completions(engine, _asked(GREEDY)), completions(tiny_engine, _asked(GREEDY))
+def test_a_greedy_answer_is_the_same_whatever_runs_it(engine: Engine, local_engine: LocalEngine) -> None:
+    found, expected = completions(engine, _asked(GREEDY)), completions(local_engine, _asked(GREEDY))
     for ours, local in zip(found, expected, strict=True):
         assert ours == local
         assert ours.logprobs == pytest.approx(local.logprobs, abs=1e-3)
 
 
-def test_scores_are_those_of_the_local_engine(engine: Engine, tiny_engine: LocalEngine) -> None:
+def test_scores_are_those_of_the_local_engine(engine: Engine, local_engine: LocalEngine) -> None:
     requests = [ScoreRequest(user(text), "a good answer") for text in TEXTS]
-    for ours, local in zip(scores(engine, requests), scores(tiny_engine, requests), strict=True):
+    for ours, local in zip(scores(engine, requests), scores(local_engine, requests), strict=True):
         assert ours.logprobs == pytest.approx(local.logprobs, abs=1e-3)
         assert (ours.token_ids, ours.prompt_tokens, ours.index) == (
             local.token_ids,
@@ -126,9 +138,9 @@ def test_scores_are_those_of_the_local_engine(engine: Engine, tiny_engine: Local
         )
 
 
-def test_options_are_those_of_the_local_engine(engine: Engine, tiny_engine: LocalEngine) -> None:
+def test_options_are_those_of_the_local_engine(engine: Engine, local_engine: LocalEngine) -> None:
     requests = [OptionRequest(user(text), "", ("(A)", "(B)")) for text in TEXTS]
-    found, expected = engine.option_logprobs(requests), tiny_engine.option_logprobs(requests)
+    found, expected = engine.option_logprobs(requests), local_engine.option_logprobs(requests)
     for ours, local in zip(found, expected, strict=True):
         assert ours == pytest.approx(local, abs=1e-3)
 
@@ -137,6 +149,27 @@ def test_a_text_beyond_the_context_is_refused(engine: Engine) -> None:
     long = GenerateRequest(user("word " * 5000), GREEDY, 0)
     with pytest.raises(UsageError, match=r"does not fit into the context of .*tiny"):
         completions(engine, [long])
+
+
+def test_vllm_answers_as_the_model_with_the_adapter_merged(model_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    source = resolve(str(model_folder))
+    plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    lora = get_peft_model(plain, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_alpha=8))
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.05)
+    lora.save_pretrained(tmp_path / "adapter")
+    merged = tmp_path / "tiny-merged"
+    lora.merge_and_unload().save_pretrained(merged)
+    open_engine(source, "cpu", torch.float32, 8192).tokenizer.save_pretrained(merged)
+    expected = open_engine(resolve(str(merged)), "cpu", torch.float32, 8192)
+    found = open_vllm(source, "float32", adapter=tmp_path / "adapter")
+    pairs = zip(completions(found, _asked(GREEDY)), completions(expected, _asked(GREEDY)), strict=True)
+    for ours, local in pairs:
+        assert ours == local
+        assert ours.logprobs == pytest.approx(local.logprobs, abs=1e-3)
 
 
 def test_vllm_is_told_what_it_may_take_and_loads_a_model_once(

@@ -83,8 +83,11 @@ def test_pairs_that_were_not_scored_are_left_out() -> None:
     found = compare([GOOD], now, seed=0)
     assert found.rating == pytest.approx(0.3)
     assert found.over_optimised
-    with pytest.raises(RunError, match="no guard prompt at both checks"):
+    with pytest.raises(RunError, match="scored none of the guard's pairs"):
         compare([GOOD], Rated(8, (0.9,) * 20, (None,) * 20, KINDS), seed=0)
+    early = Rated(4, (0.1,) * 20, (0.6,) * 4 + (None,) * 16, KINDS)
+    with pytest.raises(RunError, match="no guard prompt both after 4 and after 8 steps"):
+        compare([early], now, seed=0)
 
 
 def test_the_best_check_is_the_judges_and_of_equals_the_later() -> None:

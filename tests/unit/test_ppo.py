@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ from solon.training.ppo import (
 )
 from solon.training.ppo_trainer import PPOTrainer
 from solon.training.ranks import Ranks
-from solon.training.rollout import Episode, Rollout, evaluate, pad_tokens, plan_epochs, shaped
+from solon.training.rollout import Episode, Rollout, evaluate, own_episodes, pad_tokens, plan_epochs, shaped
 from solon.training_settings import Reinforce
 from tests.ppo_setup import EPISODES, PLAN, Asker, actors, odd_shares, settings, stir
 
@@ -131,16 +131,25 @@ def test_a_plan_deals_every_episode_once_an_epoch_in_small_enough_parts() -> Non
     assert plan[0] != plan[1], "shuffled anew"
 
 
-def test_two_processes_share_the_minibatches_of_one() -> None:
-    wanted = settings(episodes=6, minibatch=4, epochs=2)
-    episodes = [replace(EPISODES[0], answer=(k,)) for k in range(6)]
+@pytest.mark.parametrize("centre", ["none", "prompt"])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_minibatches_of_one(processes: int, centre: Literal["none", "prompt"]) -> None:
+    """With three of them and whole prompts some have more episodes than others."""
+    wanted = settings(episodes=16, group=4, centre_scores=centre, minibatch=6, epochs=2)
+    episodes = [replace(EPISODES[0], answer=(k,)) for k in range(16)]
     whole = plan_epochs(episodes, wanted, torch.Generator().manual_seed(5), ALONE)
+    ranks = [Ranks(rank, processes) for rank in range(processes)]
+    own = [own_episodes(wanted, rank) for rank in ranks]
+    assert sorted(i for of_rank in own for i in of_rank) == list(range(16))
+    if centre == "prompt":
+        assert all(len(of_rank) == 4 * len({i // 4 for i in of_rank}) for of_rank in own), "whole groups"
     parts = [
-        plan_epochs(episodes[r::2], wanted, torch.Generator().manual_seed(5), Ranks(r, 2)) for r in range(2)
+        plan_epochs([episodes[i] for i in of_rank], wanted, torch.Generator().manual_seed(5), rank)
+        for of_rank, rank in zip(own, ranks, strict=True)
     ]
     for e, epoch in enumerate(whole):
         for b, batch in enumerate(epoch):
-            theirs = [2 * i + r for r in range(2) for part in parts[r][e][b] for i in part]
+            theirs = [own[r][i] for r in range(processes) for part in parts[r][e][b] for i in part]
             assert sorted(theirs) == sorted(i for part in batch for i in part)
 
 

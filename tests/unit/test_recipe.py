@@ -48,11 +48,36 @@ def test_a_group_given_in_part_keeps_its_own_defaults(tmp_path: Path) -> None:
         (f"seed={'9' * 5000}", "no YAML value"),
         ("seed=&a [*a]", "no YAML value: an alias"),
         (f"seed={'[' * 5000}", "no YAML value: this is nested too deeply"),
-        ("seed=4294967296", "`seed`: input should be less than 4294967296"),
-        ("seed=-1", "greater than or equal to 0"),
+        (
+            "seed=4294967296",
+            "^1 problem found:\n  --set: `seed` is `4294967296`. Write a number below 4294967296.$",
+        ),
+        ("seed=-1", "Write a number of at least 0"),
+        ("seed=1.5", "--set: `seed` is `1.5`. Write a whole number.$"),
+        ("seed=null", "`seed` is empty. Write a whole number"),
+        ("revise.rounds=three", "--set: `revise.rounds` is `three`. Write a whole number"),
+        ("revize.rounds=3", "--set: unknown key `revize`. Did you mean `revise`"),
+        (
+            "judge.kind=linear-probe",
+            "^1 problem found:\n  --set: `judge.kind` is `linear-probe`. Did you mean `linear_p",
+        ),
+        (
+            "judge.kind=[choice, x]",
+            "^1 problem found:\n  --set: `judge.kind.1` is `x`. Write `linear_probe`, `choice`",
+        ),
+        ("judge.kind=[]", "`judge.kind` is a list of 0. Write at least 1 of them"),
+        (
+            "reinforce.helpful_share=balance",
+            "^1 problem .*\n.* is `balance`. Did .* Write a number or `balanced`.$",
+        ),
+        ("reinforce.guard=false", "`reinforce.guard` is `false`. Write its keys"),
+        ("judge.endpoints=http://a", "`judge.endpoints` is `http://a`. Write a list"),
+        ("name=X Y", "`name` is `X Y`. Write lower-case letters"),
+        ("red_team.sources=[{fil: x}]", "`red_team.sources.0.fil`. Did you mean `file`"),
         ("reinforce.sampling.top_p=0.9", "top_p must be 1"),
         ("reinforce.minibatch=64", r"minibatch \(64\) must not exceed episodes"),
-        ("evaluate.prompts=1", "greater than or equal to 2"),
+        ("reinforce.minibatch=64", r"demo.yaml with --set: `reinforce`: minibatch \(64\) must .*\(16\)\.$"),
+        ("evaluate.prompts=1", "Write a number of at least 2"),
     ],
 )
 def test_bad_overrides_say_what_and_how(override: str, message: str) -> None:
@@ -67,6 +92,15 @@ def test_faults_carry_lines(tmp_path: Path) -> None:
         load_recipe(path)
     assert {p.line for p in caught.value.problems} == {2, 4, 6}
     assert "Did you mean `seed`?" in str(caught.value)
+    assert [p.line for p in caught.value.problems] == [2, 4, 6]
+    with pytest.raises(ProblemsError, match="2 problems"):
+        load_recipe(path, ("sede=4", "revise.rounds=1"))
+
+
+def test_a_target_of_refusals_needs_ppo() -> None:
+    with pytest.raises(UsageError, match="held by ppo alone: add ppo to algorithm, or set it to null"):
+        load_recipe("tiny", ("reinforce.algorithm=grpo",))
+    load_recipe("tiny", ("reinforce.algorithm=[ppo, dpo]",))
 
 
 def test_every_field_has_bounds_or_words() -> None:

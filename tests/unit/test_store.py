@@ -20,6 +20,7 @@ from solon.store import (
     Journal,
     StageResult,
     Workspace,
+    forget,
     locked,
     read_manifest,
     read_rows,
@@ -189,10 +190,22 @@ def test_a_stage_that_is_being_removed_does_not_look_finished(
     assert not (workspace.folder / "plan.json").exists()
 
 
-def test_a_stage_without_its_rows_is_not_finished(tmp_path: Path) -> None:
+def test_a_stage_without_its_rows_is_not_finished_and_starts_afresh(tmp_path: Path) -> None:
+    """What else it left, such as a model, has no journal any more that tells how it came about."""
     workspace = _finished(tmp_path)
+    (workspace.folder / "model").mkdir()
     (workspace.folder / "rows.parquet").unlink()
     assert read_manifest(workspace.folder) is None
+    workspace.begin("key")
+    assert [path.name for path in workspace.folder.iterdir()] == ["plan.json"]
+
+
+def test_a_forgotten_stage_starts_afresh_with_the_same_key(tmp_path: Path) -> None:
+    workspace = _finished(tmp_path)
+    (workspace.folder / "model").mkdir()
+    forget(workspace.folder)
+    workspace.begin("key")
+    assert [path.name for path in workspace.folder.iterdir()] == ["plan.json"]
 
 
 @pytest.mark.parametrize("plan", ["", "{}", "[]", "null", '{"key": 3}', "[" * 100_000, "\xe9"])

@@ -51,6 +51,12 @@ class _Prompt:
     index: int
 
 
+def context_of(model: Any) -> int | None:
+    """A model's context in tokens, as its configuration has it; None if it names none."""
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
 class LocalEngine:
     """Implements `Engine` and `HiddenStates` of `solon.engines.base`.
 
@@ -71,7 +77,7 @@ class LocalEngine:
         self._batch_tokens = batch_tokens
         self._ends = end_tokens(model, tokenizer)
         self._reader = Reader(model, self._ends[0], batch_tokens)
-        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context = context_of(model)
         self._turns = Turns(tokenizer, name, self.context)
 
     @property

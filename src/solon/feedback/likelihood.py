@@ -25,8 +25,6 @@ Reduction = Literal["sum", "mean", "first"]
 Against = Literal["nothing", "contrary"]
 Rule = Literal["nothing", "follow", "break"]
 """What stands before the conversation: nothing, the principle, or its contrary."""
-REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "first")
-AGAINST: tuple[Against, ...] = ("nothing", "contrary")
 
 
 @dataclass(frozen=True)

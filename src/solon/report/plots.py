@@ -144,19 +144,14 @@ def calibration(
     with _drawing(bins, title, 400) as canvas:
         top, bottom = canvas.axes(2, 1, sharex=True, height_ratios=(3.2, 1))
         predicted, observed, counts = ([b[name] for b in bins] for name in ("predicted", "observed", "n"))
-        top.plot([0, 1], [0, 1], linestyle=(0, (3, 3)), color=ink.MUTED, linewidth=1)
-        top.annotate(
-            "perfectly calibrated",
-            (0.93, 0.93),
-            (-8, -2),
-            textcoords="offset points",
-            ha="right",
-            color=ink.MUTED,
+        top.plot(
+            [0, 1], [0, 1], linestyle=(0, (3, 3)), color=ink.MUTED, linewidth=1, label="perfectly calibrated"
         )
         top.plot(predicted, observed, color=ink.ACCENT, alpha=0.45)
         most = max(counts)
         for x, y, n in zip(predicted, observed, counts, strict=True):
             top.plot(x, y, "o", color=ink.ACCENT, markersize=4 + 6 * (n / most) ** 0.5, mec=ink.PAPER, mew=1)
+        top.legend(loc="best", labelcolor=ink.MUTED)  # where no point lies
         top.set_title(title)
         top.set_ylabel(truth)
         top.set_ylim(0, 1)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from solon.constitution import Principle
 from solon.digest import seed_from
-from solon.engines.base import GenerateRequest, completions
+from solon.engines.base import Engine, GenerateRequest, completions, tokens_used
 from solon.engines.local import LocalEngine
-from solon.feedback.base import Judge, Question
+from solon.feedback.base import Judge, Judgement, Question
 from solon.feedback.opening import pick
 from solon.models import ModelSource, resolve
 from solon.pipeline import Inputs
@@ -46,10 +46,11 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     models = compared(recipe)
     answers = _answers(recipe, inputs, workspace)
     write_rows(workspace.folder / "answers.parquet", Written, answers)
-    bench = judge_bench(recipe, inputs, role_engine(recipe, inputs, "evaluator"), "evaluation")
+    engine = role_engine(recipe, inputs, "evaluator")
+    bench = judge_bench(recipe, inputs, engine, "evaluation")
     picked = pick(bench, *check_paths(recipe, inputs.beside, "evaluator"))
     judge = picked.judge
-    verdicts = list(_verdicts(recipe, inputs, judge, answers))
+    verdicts = _verdicts(recipe, inputs, workspace, judge, engine, answers)
     resamples = recipe.evaluate.bootstrap
     metrics = {
         "kind": picked.kind,
@@ -121,31 +122,54 @@ def _of(answers: Sequence[Written], model: str) -> list[Written]:
     return [a for a in answers if a.origin == model]
 
 
-def _verdicts(recipe: Recipe, inputs: Inputs, judge: Judge, answers: Sequence[Written]) -> Iterator[Verdict]:
-    """Every pair of models on every prompt, by an evaluation principle drawn for the prompt."""
+def _verdicts(
+    recipe: Recipe,
+    inputs: Inputs,
+    workspace: Workspace,
+    judge: Judge,
+    engine: Engine,
+    answers: Sequence[Written],
+) -> list[Verdict]:
+    """Every pair of models on every prompt, by an evaluation principle drawn for the prompt, in batches."""
     models = compared(recipe)
     by_model = {name: {a.prompt_id: a for a in _of(answers, name)} for name in models}
-    for first, second in combinations(models, 2):
-        pairs = [(by_model[second][i], by_model[first][i]) for i in by_model[first]]
-        principles = [_principle(recipe, inputs, a.prompt_id, a.prompt_kind) for a, _ in pairs]
+    pairs = [
+        (by_model[second][i], by_model[first][i])
+        for first, second in combinations(models, 2)
+        for i in by_model[first]
+    ]
+
+    def work(batch: Sequence[tuple[Written, Written]]) -> tuple[list[Verdict], int]:
+        before = tokens_used(engine)
+        principles = [_principle(recipe, inputs, a.prompt_id, a.prompt_kind) for a, _ in batch]
         questions = [
             Question(principle, a.prompt, a.text, b.text, kind=a.prompt_kind)
-            for (a, b), principle in zip(pairs, principles, strict=True)
+            for (a, b), principle in zip(batch, principles, strict=True)
         ]
-        for (a, b), principle, judgement in zip(pairs, principles, judge.compare(questions), strict=True):
-            yield Verdict(
-                parents=(a.id, b.id),
-                origin=judge.name,
-                principle=principle.id,
-                constitution=inputs.constitution.digest,
-                prompt_id=a.prompt_id,
-                on=a.prompt_kind,
-                a_model=second,
-                b_model=first,
-                a_id=a.id,
-                b_id=b.id,
-                p_a=0.5 if a.text == b.text else judgement.p_a,
-            )
+        found = zip(batch, principles, judge.compare(questions), strict=True)
+        rows = [_verdict(inputs, judge.name, *pair, principle, said) for pair, principle, said in found]
+        return rows, tokens_used(engine) - before
+
+    plan = [(f"verdicts-{name}", batch) for name, batch in in_batches(pairs, recipe.evaluate.batch)]
+    return list(workspace.batches(plan, Verdict, work, "comparisons"))
+
+
+def _verdict(
+    inputs: Inputs, judge: str, a: Written, b: Written, principle: Principle, said: Judgement
+) -> Verdict:
+    return Verdict(
+        parents=(a.id, b.id),
+        origin=judge,
+        principle=principle.id,
+        constitution=inputs.constitution.digest,
+        prompt_id=a.prompt_id,
+        on=a.prompt_kind,
+        a_model=a.origin,
+        b_model=b.origin,
+        a_id=a.id,
+        b_id=b.id,
+        p_a=0.5 if a.text == b.text else said.p_a,
+    )
 
 
 def _principle(recipe: Recipe, inputs: Inputs, prompt_id: str, kind: PromptKind) -> Principle:

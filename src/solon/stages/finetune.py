@@ -42,7 +42,8 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     if not encoded:
         raise RunError(
             "fine-tuning has no usable row: every revision was rejected by a filter (see the column unusable "
-            "of 03_revise/rows.parquet). Raise revise.prompts or revise.candidates."
+            "of 03_revise/rows.parquet), or its prompt fills finetune.max_tokens. Raise revise.prompts, "
+            "revise.candidates or finetune.max_tokens."
         )
     # Full fine-tuning keeps float32 weights: bfloat16 would round small updates away.
     model = load_model(inputs.base, device, dtype if settings.method == "lora" else torch.float32)
@@ -60,11 +61,15 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
 
 
 def training_rows(rows: Sequence[Written], settings: Finetune, encoder: Encoder) -> Iterator[Encoded]:
-    """Every row that is fit for training; of an answer to a helpful prompt its first tokens, if so set."""
+    """Every row that is fit for training; of an answer to a helpful prompt its first tokens, if so set.
+
+    A row whose prompt leaves no room for an answer teaches nothing, and is left out.
+    """
     for row, text, finish in _fit(rows, settings):
         whole = encoder.encode(row.prompt, text, finish, settings.max_tokens)
         most = settings.helpful_tokens if row.kind == "answer" else None
-        yield Encoded(whole.prompt, whole.answer[:most])
+        if whole.answer:
+            yield Encoded(whole.prompt, whole.answer[:most])
 
 
 def training_pairs(rows: Sequence[Written], settings: Finetune) -> Iterator[tuple[str, str, Finish]]:

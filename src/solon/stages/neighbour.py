@@ -6,12 +6,13 @@ from typing import Literal
 import torch
 
 from solon.digest import seed_from
+from solon.engines.local import context_of
 from solon.models import load_model, load_tokenizer, pick_device, pick_dtype
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Label, Prompt, Step
 from solon.stages.common import sl_model
-from solon.stages.prompting import Mixture, draw_prompts
+from solon.stages.prompting import Mixture, check_lengths, draw_prompts
 from solon.stages.shaping import open_reward
 from solon.store import Workspace
 from solon.training.adapters import save_merged
@@ -34,7 +35,7 @@ def train(
     """Train and save the model into `folder`, unless it is there already; the steps.
 
     Raises:
-        UsageError: a step's answers do not make whole minibatches.
+        UsageError: a step's answers do not make whole minibatches, or a prompt does not fit.
         RunError: a score, loss or gradient is no number.
     """
     log = StepLog(workspace, algorithm)
@@ -84,13 +85,15 @@ def _train(
             trunk = load_model(source, device, dtype)
             reward_model = load_reward_model(inputs.folders["reward"] / "model", trunk, tokenizer)
             reward = open_reward(recipe, inputs, reward_model)
-            trained = train_online(algorithm, setup, _asked(recipe, inputs, mixed), reward)
+            asked = _asked(recipe, inputs, mixed)
+            check_lengths(asked, Encoder(tokenizer), settings, context_of(trunk))
+            online = [OnlinePrompt(prompt.text, prompt.kind) for prompt in asked]
+            trained = train_online(algorithm, setup, online, reward)
     save_merged(trained, tokenizer, folder, dtype)
 
 
-def _asked(recipe: Recipe, inputs: Inputs, mixed: Mixture) -> list[OnlinePrompt]:
+def _asked(recipe: Recipe, inputs: Inputs, mixed: Mixture) -> list[Prompt]:
     """PPO's prompts in PPO's order."""
     count = recipe.reinforce.steps * recipe.reinforce.episodes
     every = inputs.rows("red_team", Prompt)
-    rows = draw_prompts(recipe, every, mixed, count)
-    return [OnlinePrompt(prompt.text, prompt.kind) for prompt in rows]
+    return draw_prompts(recipe, every, mixed, count)

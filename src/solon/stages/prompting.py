@@ -19,7 +19,7 @@ from solon.stages.common import asks, choose_fresh
 from solon.training.adapters import using
 from solon.training.encoding import Encoder
 from solon.training.ranks import Ranks
-from solon.training.rollout import Episode
+from solon.training.rollout import Episode, own_episodes
 from solon.training.views import View
 from solon.training_settings import Reinforce
 
@@ -95,6 +95,30 @@ def draw_watched(recipe: Recipe, prompts: Sequence[Prompt]) -> list[Prompt]:
     return list(choose_fresh(recipe, prompts, {"red_team": count - helpful, "helpful": helpful}))
 
 
+def check_lengths(
+    prompts: Iterable[Prompt], encoder: Encoder, settings: Reinforce, context: int | None
+) -> None:
+    """Refuse prompts that do not fit.
+
+    Raises:
+        RunError: a prompt is longer than `reinforce.max_prompt_tokens`.
+        UsageError: with its answer it is longer than the model's context.
+    """
+    most, room = settings.max_prompt_tokens, settings.sampling.max_tokens
+    for prompt in {p.id: p for p in prompts}.values():
+        length = len(encoder.prompt(prompt.text))
+        if length > most:
+            raise RunError(
+                f"a prompt has {length} tokens, more than reinforce.max_prompt_tokens={most}: "
+                f"“{prompt.text[:60]}…”. Raise the setting or shorten it."
+            )
+        if context is not None and length + room > context:
+            raise UsageError(
+                f"“{prompt.text[:60]}…” has {length} tokens; with reinforce.sampling.max_tokens={room} "
+                f"it does not fit into the model's context of {context}. Lower the setting."
+            )
+
+
 class Sampler:
     """Answers of the policy as episodes. Which answer is sampled is decided by the prompt's seed alone."""
 
@@ -105,25 +129,8 @@ class Sampler:
         self._engine = LocalEngine(view.model, tokenizer, "rl", batch_tokens)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse, before the first step, prompts that do not fit.
-
-        Raises:
-            RunError: a prompt is longer than `reinforce.max_prompt_tokens`.
-            UsageError: with its answer it is longer than the model's context.
-        """
-        most, room = self._settings.max_prompt_tokens, self._settings.sampling.max_tokens
-        for prompt in {p.id: p for p in prompts}.values():
-            length = len(self._encoder.prompt(prompt.text))
-            if length > most:
-                raise RunError(
-                    f"a prompt has {length} tokens, more than reinforce.max_prompt_tokens={most}: "
-                    f"“{prompt.text[:60]}…”. Raise the setting or shorten it."
-                )
-            if self._engine.context is not None and length + room > self._engine.context:
-                raise UsageError(
-                    f"“{prompt.text[:60]}…” has {length} tokens; with reinforce.sampling.max_tokens={room} "
-                    f"it does not fit into the model's context of {self._engine.context}. Lower the setting."
-                )
+        """Refuse, before the first step, prompts that do not fit. Raises as `check_lengths`."""
+        check_lengths(prompts, self._encoder, self._settings, self._engine.context)
 
     def answer(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], reference: bool = False
@@ -162,13 +169,12 @@ class StepSampler:
 
     def __call__(self, step: int) -> list[Episode]:
         count, each = self._settings.episodes, self._settings.answers_each
-        asked = self._ranks.mine(count // each)  # A prompt's answers stay together
-        if not asked:
+        mine = own_episodes(self._settings, self._ranks)
+        if not mine:
             raise RunError(
                 f"{self._ranks.count} processes share {count} episodes, {each} to a prompt: some have none. "
                 "Raise reinforce.episodes or start fewer processes."
             )
-        mine = [prompt * each + i for prompt in asked for i in range(each)]
         prompts = [self._prompts[(step * count + i) // each] for i in mine]
         seeds = [seed_from(self._seed, "episode", step, i) for i in mine]
         found = self._sampler.answer(prompts, seeds)

@@ -60,8 +60,17 @@ class Watch:
 
     @property
     def good(self) -> int:
-        """After how many steps the judge's rating was best."""
-        return best(self._checks).step
+        """After how many steps the judge's rating was best, and nothing was gamed."""
+        return best(self._sound).step
+
+    @property
+    def _sound(self) -> list[Rated]:
+        """The checks at which nothing was gamed. The first is the SL model's, and is always among them.
+
+        A policy that refuses everything may have the best rating of all prompts together.
+        """
+        later = zip(self._checks[1:], self._evidence, strict=True)
+        return [self._checks[0], *(check for check, found in later if not found.over_optimised)]
 
     def due(self, step: int) -> bool:
         """Whether to check after `step` steps; the last one always is."""
@@ -74,10 +83,10 @@ class Watch:
         save(self._folder, dict(tensors), {"step": 0})
 
     def check(self, step: int, tensors: Mapping[str, Tensor]) -> Evidence:
-        """Rate the policy after `step` steps; `tensors` are its parameters, kept if it is the best."""
+        """Rate the policy after `step` steps; its `tensors` are kept if it is the best sound one."""
         now = self._rated(step, self._sampler.answer(self._prompts, self._seeds))
         found = self._add(now)
-        if best(self._checks) is now:
+        if best(self._sound) is now:
             save(self._folder, dict(tensors), {"step": step})
         return found
 

@@ -51,18 +51,25 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     )
     reviser = _open(recipe, inputs)
     rows = workspace.batches(in_batches(chosen, settings.batch), Written, reviser.work, "prompts")
-    reasons, evaded = Counter[str | None](), set[str]()
+    reasons, evaded, unscored = Counter[str | None](), set[str](), 0
     for row in rows:
         if row.kind == "revision" and row.chosen:
             reasons[row.unusable] += 1
         if row.unusable == EVASIVE:
             evaded.add(row.prompt_id)
+        unscored += reviser.judges and row.kind == "revision" and row.unusable is None and row.better is None
     total, usable = reasons.total(), reasons.pop(None, 0)
     metrics = {
         "revisions": {"total": total, "usable": usable},
         "filters": dict(reasons),
         "evasive": len(evaded),
+        "unscored": unscored,
     }
+    if unscored:
+        workspace.reporter.say(
+            f"{unscored} usable revisions are without a score: the judge could not tell whether they are "
+            "better. Of equals the first is taken."
+        )
     return StageResult(rows, metrics)
 
 
@@ -115,6 +122,11 @@ class Reviser:
         self._policy = policy
         self._critic = critic
         self._judge = judge
+
+    @property
+    def judges(self) -> bool:
+        """Whether a judge picks among candidates."""
+        return self._judge is not None
 
     def work(self, prompts: Sequence[Prompt]) -> tuple[list[Written], int]:
         threads = self._answer(prompts)

@@ -165,6 +165,8 @@ def split_pairs(
 ) -> tuple[list[EncodedPair], list[EncodedPair]]:
     """Training and held-out pairs, by prompt, so that no prompt is in both.
 
+    A pair whose prompt leaves no room for both answers is left out: nothing tells them apart.
+
     Raises:
         RunError: one of the two is empty.
     """
@@ -176,13 +178,15 @@ def split_pairs(
         assert label.p_a is not None
         a = encoder.encode(label.prompt, label.a, label.a_finish, settings.max_tokens)
         b = encoder.encode(label.prompt, label.b, label.b_finish, settings.max_tokens)
+        if not (a.answer and b.answer):
+            continue
         held = label.prompt_id in held_out_prompts
         pair = EncodedPair(label.prompt_id, a, b, label.p_a, label.prompt_kind, label.crossed)
         sides[held].append(pair)
     if not all(sides):
         raise RunError(
             f"the reward model has {len(sides[0])} training and {len(sides[1])} held-out pairs; "
-            "it needs both. Raise sample.prompts or label.pairs."
+            "it needs both. Raise sample.prompts or label.pairs, or reward.max_tokens if prompts fill it."
         )
     return sides
 

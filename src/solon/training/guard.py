@@ -87,8 +87,12 @@ def compare(checks: Sequence[Rated], now: Rated, seed: int) -> Evidence:
         RunError: no prompt was scored at both checks.
     """
     good = best(checks)
+    _ = now.rating  # Raises if nothing was scored at all
     if not _changes(good, now):
-        raise RunError("the judge scored no guard prompt at both checks. Set reinforce.guard.prompts higher.")
+        raise RunError(
+            f"the judge scored no guard prompt both after {good.step} and after {now.step} steps. "
+            "Set reinforce.guard.prompts higher."
+        )
     found = _evidence(good, now, seed)
     if _gamed(good, now, seed):
         return replace(found, gamed_on="all")

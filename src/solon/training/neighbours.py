@@ -2,7 +2,8 @@
 
 RLOO (Ahmadian et al. 2024, arXiv 2402.14740) and GRPO (Shao et al. 2024, arXiv 2402.03300) have no critic: an
 answer's score is compared with those of the other answers to its prompt. DPO (Rafailov et al. 2023, arXiv
-2305.18290) needs no reward either. What only PPO has (critic, gamma, lam, kl_target, epoch_kl) is not read.
+2305.18290) needs no reward either. What only PPO has is not read: critic, gamma, lam, kl_target, epoch_kl,
+whiten_rewards, centre_scores, value_* and over_refusal_target.
 
 Checkpoints are TRL's and hold torch's random state: on one machine a resumed run equals an uninterrupted one.
 """
@@ -138,7 +139,7 @@ def preference_pairs(labels: Sequence[Label], encoder: Encoder, max_tokens: int)
     """The labels that prefer an answer, rows cut to `max_tokens`; not ties, unscored and dropped ones.
 
     Nor those across prompts: DPO learns to write what is chosen, and nobody should write a refusal of another
-    request.
+    request. Nor those whose prompt leaves no room for both answers.
     """
     pairs = []
     for label in labels:
@@ -146,6 +147,8 @@ def preference_pairs(labels: Sequence[Label], encoder: Encoder, max_tokens: int)
             continue
         a = encoder.encode(label.prompt, label.a, label.a_finish, max_tokens)
         b = encoder.encode(label.prompt, label.b, label.b_finish, max_tokens)
+        if not (a.answer and b.answer):
+            continue
         chosen, rejected = (a, b) if label.p_a > 0.5 else (b, a)
         pairs.append(PreferencePair(a.prompt, chosen.answer, rejected.answer))
     return pairs

@@ -1,6 +1,6 @@
 """The processes of one training run, and what they tell each other: sums, and nothing else.
 
-Episode i of a batch is the work of process i modulo their number. Whitening, losses and metrics are sums
+Prompt i of a step is the work of process i modulo their number. Whitening, losses and metrics are sums
 over all processes divided by counts over all processes, so that two processes learn what one would.
 """
 

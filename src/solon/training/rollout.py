@@ -82,6 +82,12 @@ def pad_tokens(flat_N: Tensor, lengths_B: Tensor) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
+def own_episodes(settings: Reinforce, ranks: Ranks) -> list[int]:
+    """Which of a step's episodes are this process's: all of a prompt, for they are scored together."""
+    each = settings.answers_each
+    return [prompt * each + i for prompt in ranks.mine(settings.episodes // each) for i in range(each)]
+
+
 def plan_epochs(
     episodes: Sequence[Encoded], settings: Reinforce, generator: torch.Generator, ranks: Ranks
 ) -> Plan:
@@ -91,7 +97,7 @@ def plan_epochs(
     everywhere. A part may be empty: the process then joins the others' step with no gradient of its own.
     """
     lengths = [len(e.ids) for e in episodes]
-    place = {episode: k for k, episode in enumerate(ranks.mine(settings.episodes))}
+    place = {episode: k for k, episode in enumerate(own_episodes(settings, ranks))}
 
     def mine(batch: Sequence[int]) -> Minibatch:
         local = sorted(place[i] for i in batch if i in place)
