@@ -34,7 +34,7 @@ bench: setup           ## measurements, one JSON line a figure; the last two wan
 	$(BIN)/python bench/refusal_agreement.py
 	$(BIN)/python bench/judges.py
 
-results: setup         ## the README's tables of recipes/tiny.yaml and demo.yaml: three seeds, public prompts; four hours
+results: setup         ## the README's tables of recipes/tiny.yaml and demo.yaml: from what is kept of three seeds (results.py --anew runs them)
 	$(BIN)/python experiments/results.py
 	$(BIN)/python experiments/results.py --recipe demo
 

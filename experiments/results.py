@@ -1,12 +1,12 @@
 """A recipe with several seeds, on held-out prompts from public data: the README's tables.
 
-Run: python experiments/results.py [--data ../shared/data] [--recipe tiny] [--seeds 7 8 9] [--runs runs]
+Run: python experiments/results.py [--data ../shared/data] [--recipe tiny] [--seeds 7 8 9] [--anew]
 
 Runs `solon run` once a seed (a finished run is reused, a killed one goes on), keeps what it came to under
 `results/` (kept.py), pools the seeds, and writes the table between the marks in README.md. A seed whose
 numbers are kept is not run again. A figure is the mean over the seeds. Its interval is of a bootstrap over
 prompts, in which a prompt's answers of all seeds stay together; the seeds' own figures stand behind it,
-because they differ by more than prompts explain.
+because they differ by more than prompts explain. With --anew every seed is run, an hour each on two cores.
 """
 
 import argparse
@@ -154,15 +154,16 @@ def of_seed(
     prompts: heldout.HeldOut,
     classifier: human_harm.Classifier,
     finished: bool,
+    anew: bool = False,
 ) -> list[Asked]:
-    """What a seed comes to: as kept, or from its run, which is made first unless it is `finished`.
+    """What a seed comes to: as kept unless `anew`, or from its run, made first unless it is `finished`.
 
     Raises ValueError if what there is was made by another version of the recipe, or on other prompts.
     """
     loaded, path = load_recipe(recipe)
     wanted = kept.identity(loaded, path.parent)
     file, folder = lab.HERE / "results" / f"{recipe}-{seed}.jsonl", runs / f"{recipe}-{seed}"
-    if file.is_file():
+    if file.is_file() and not anew:
         return kept.read(file, wanted)
     changed = settings(seed, prompts)
     if not finished:
@@ -203,15 +204,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--finished", action="store_true", help="read runs that were made elsewhere")
+    parser.add_argument("--anew", action="store_true", help="run the seeds, whatever is kept of them")
     options = parser.parse_args()
     readme = ROOT / "README.md"
     # Hours of work must not end at a missing mark or a missing file
     replaced(readme.read_text(encoding="utf-8"), options.recipe, [])
+    lab.check_data(options.data)
     classifier = human_harm.fitted(human_harm.labelled(options.data))
     people = classifier.agreement.right
     prompts = heldout.write(options.data, options.runs.resolve() / "heldout")
     seeds = {
-        seed: of_seed(options.recipe, seed, options.runs, prompts, classifier, options.finished)
+        seed: of_seed(options.recipe, seed, options.runs, prompts, classifier, options.finished, options.anew)
         for seed in options.seeds
     }
     counts = Counter(on for _, on in same_prompts(seeds))
@@ -220,8 +223,8 @@ def main() -> None:
         f"{counts['red_team']} harmful and {counts['helpful']} ordinary requests from public sets. Mean over "
         "the seeds (95 % interval over prompts; each seed). The judge has its own principles. The classifier "
         f"learned from {people.n} answers with harm scores by people and, asked about those it has not seen, "
-        f"is on their side in {100 * people.mean:.0f} % (`experiments/human_harm.py`); "
-        "two answers that it finds so harmless that people's scores no longer differ count as equals. "
+        f"agrees with them on {100 * people.mean:.0f} % (`experiments/human_harm.py`); if it puts "
+        "both answers of a pair where people's scores no longer differ, the pair is a tie. "
         "`make results` writes this table."
     )
     lines = [intro, "", *table(Results(seeds))]

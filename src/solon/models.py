@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,8 @@ def resolve(name: str, fetch: bool = True) -> ModelSource:
     path = Path(name).expanduser()
     if path.is_dir():
         return _local(path)
+    if get_close_matches(name, [embedded.NAME], cutoff=0.85):
+        raise UsageError(f"model {name}: did you mean `embedded`?")
     if not _HUB_NAME.fullmatch(name):
         raise UsageError(
             f"model {name}: no such folder. Use `embedded`, a folder that holds config.json, or a hub name."

@@ -18,7 +18,7 @@ class ServerSettings(Settings):
         default="chat",
         description="completions: for base models, which are given a plain User/Assistant transcript",
     )
-    concurrency: int = Field(default=32, ge=1, description="Requests in flight at the most, an endpoint")
+    concurrency: int = Field(default=32, ge=1, description="Requests in flight per endpoint, at most")
     timeout: float = Field(default=120.0, gt=0, description="Seconds without a byte, then it asks again")
     tokens: bool = Field(
         default=False, description="Ask for ids and log-probabilities of what is generated (vLLM)"
@@ -82,9 +82,11 @@ class Role(Settings):
 
     @field_validator("endpoints")
     @classmethod
-    def _holds_no_key(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+    def _are_addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         if any("@" in url or "?" in url for url in urls):
             raise ValueError("an address has no user, password or query: put a key where api_key_env says")
+        if not all(re.match(r"https?://[^/\s]", url) for url in urls):
+            raise ValueError("write http addresses, such as http://127.0.0.1:8000/v1")
         return urls
 
     @model_validator(mode="after")

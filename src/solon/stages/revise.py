@@ -60,10 +60,9 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
         unscored += reviser.judges and row.kind == "revision" and row.unusable is None and row.better is None
     total, usable = reasons.total(), reasons.pop(None, 0)
     metrics = {
-        "revisions": {"total": total, "usable": usable},
+        "revisions": {"total": total, "usable": usable, "unscored": unscored},
         "filters": dict(reasons),
         "evasive": len(evaded),
-        "unscored": unscored,
     }
     if unscored:
         workspace.reporter.say(
