@@ -149,7 +149,7 @@ def models(
         bool, typer.Option(help="Fetch and convert the embedded model if it is not cached.")
     ] = True,
 ) -> None:
-    """Show which models are embedded and which are cached."""
+    """Fetch the embedded model, and show which models are embedded and which are cached."""
     from solon.models import inventory, resolve
 
     if fetch:
@@ -205,7 +205,10 @@ def evaluate(
         list[str],
         typer.Option(help="A run folder (all its models), MODEL, or NAME=MODEL. Repeatable."),
     ],
-    prompts: Annotated[Path, typer.Option(help="Prompts (JSONL, JSON, CSV, Parquet, text).")],
+    prompts: Annotated[
+        Path,
+        typer.Option(help="Prompts (JSONL, JSON, CSV, Parquet, text), or a shipped set such as red_team."),
+    ],
     out: Annotated[Path, typer.Option(help="The readers' file, JSONL; the key is written beside it.")],
     column: Annotated[str, typer.Option(help="The column or key that holds the prompt.")] = "text",
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer at the most.")] = 96,

@@ -200,6 +200,8 @@ def _repeated_principles(principles: Sequence[Principle], document: Document) ->
             value = str(getattr(principle, field))
             if value in first:
                 what = f"the {field} of `{principle.id}` repeats that of `{first[value]}`"
+                if field == "id":
+                    what = f"two principles have the id `{value}`"
                 yield document.problem(("principles", index, field), what, "Word it anew or remove it.")
             first.setdefault(value, principle.id)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from solon.errors import UsageError, did_you_mean
 
 DATA = Path(__file__).parent / "data"
+_A = {"constitutions": "constitution", "recipes": "recipe", "prompts": "prompt set"}
 
 
 def names(kind: str, suffix: str) -> list[str]:
@@ -26,4 +27,4 @@ def find(kind: str, name_or_path: str | Path, suffix: str, beside: Path | None =
             return path
     known = names(kind, suffix)
     hint = did_you_mean(given.stem, known, f"Shipped {kind}: {', '.join(known)}.")
-    raise UsageError(f"{given}: no such file. {hint}")
+    raise UsageError(f"{_A[kind]} {given}: no such file. {hint}")

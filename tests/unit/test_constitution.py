@@ -91,7 +91,7 @@ def test_inconsistencies_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(ProblemsError) as caught:
         load_constitution(_write(tmp_path, yaml.safe_dump(data, sort_keys=False)))
     message = str(caught.value)
-    assert "the id of `p0` repeats that of `p0`" in message
+    assert "two principles have the id `p0`" in message
     assert "there is no principle `nobody`" in message
     assert "better and worse are the same text" in message
     assert all(problem.line for problem in caught.value.problems)

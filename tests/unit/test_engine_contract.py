@@ -1,5 +1,6 @@
 """What every engine owes its callers, whichever it is: results of all requests, each once, of one meaning."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -196,6 +197,12 @@ def test_vllm_is_told_what_it_may_take_and_loads_a_model_once(
     (tmp_path / "adapter_config.json").write_text('{"r": 20}', encoding="utf-8")
     open_vllm(source, "float32", role.vllm, tmp_path)
     assert [given.get("max_lora_rank") for given in asked] == [None, 32]
+    headed = tmp_path / "headed"
+    headed.mkdir()
+    told = {"r": 8, "target_modules": ["q_proj", "model.lm_head"]}
+    (headed / "adapter_config.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(UsageError, match="output layer when it scores texts. Merge the adapter"):
+        list(open_vllm(source, "float32", role.vllm, headed).score([ScoreRequest(user("a"), "b")]))
     open_vllm.cache_clear()
 
 

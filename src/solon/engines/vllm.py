@@ -28,6 +28,7 @@ from solon.roles import VllmSettings
 _PORTION = 1024  # Requests handed over at once: results are yielded, and rows written, after each portion.
 _SEEDS = 2**31
 _DEFAULTS = VllmSettings()
+_OUTPUT = frozenset({"lm_head", "embed_tokens"})  # The same weights where they are tied
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # That vLLM takes as the largest
 
 Params = Callable[..., Any]
@@ -37,9 +38,18 @@ class VllmEngine:
     """Implements `Engine` of `solon.engines.base` on an object like `vllm.LLM`."""
 
     def __init__(
-        self, llm: Any, params: Params, turns: Turns, ends: Sequence[int], adapter: Any = None
+        self,
+        llm: Any,
+        params: Params,
+        turns: Turns,
+        ends: Sequence[int],
+        adapter: Any = None,
+        scores: bool = True,
     ) -> None:
-        """`params` makes sampling parameters (`vllm.SamplingParams`), `adapter` is a `LoRARequest`."""
+        """`params` makes sampling parameters (`vllm.SamplingParams`), `adapter` is a `LoRARequest`.
+
+        `scores` says whether prompt log-probabilities are those of the model with the adapter.
+        """
         self.tokens_generated = 0
         self.tokens_read = 0
         self.context = turns.context
@@ -48,6 +58,7 @@ class VllmEngine:
         self._turns = turns
         self._ends = tuple(ends)
         self._adapter = adapter
+        self._scores = scores
 
     @property
     def name(self) -> str:
@@ -70,9 +81,15 @@ class VllmEngine:
         """Log-probabilities of the continuations' tokens, without an end token, portion by portion.
 
         Raises:
-            UsageError: a text does not fit into the model's context.
+            UsageError: a text does not fit into the context, or the adapter changes the output layer.
             RunError: a continuation has no token.
         """
+        if not self._scores:
+            # https://github.com/vllm-project/vllm/issues/51594: dropped without a word
+            raise UsageError(
+                f"{self.name}: vLLM leaves out what an adapter does to the output layer when it scores. "
+                "Merge the adapter into the model."
+            )
         for index, (row, told) in self._portions(requests, self._scored):
             start = len(row.prompt)
             logprobs = [
@@ -158,7 +175,8 @@ def open_vllm(
             "GPU, in the project's folder: pip install '.[vllm]'; or set engine: local."
         ) from error
     tokenizer = load_tokenizer(source)
-    more = {"enable_lora": True, "max_lora_rank": _rank(adapter)} if adapter else {}
+    config = _config(adapter) if adapter else {}
+    more = {"enable_lora": True, "max_lora_rank": _rank(config["r"])} if adapter else {}
     try:
         llm = LLM(
             model=source.path,
@@ -178,13 +196,25 @@ def open_vllm(
         ) from error
     lora = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
     turns = Turns(tokenizer, source.name, llm.model_config.max_model_len)
-    return VllmEngine(llm, SamplingParams, turns, [tokenizer.eos_token_id], lora)
+    scores = not (_OUTPUT & {*config.get("targets", ()), *config.get("saved", ())})
+    return VllmEngine(llm, SamplingParams, turns, [tokenizer.eos_token_id], lora, scores)
 
 
-def _rank(adapter: Path) -> int:
+def _rank(rank: int) -> int:
     """The least that vLLM can be told to make room for."""
+    return next((known for known in _LORA_RANKS if known >= rank), rank)
+
+
+def _config(adapter: Path) -> dict[str, Any]:
+    """An adapter's rank `r`, and the names of the layers that it `targets` and that are `saved` with it."""
     try:
-        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        return next((rank for rank in _LORA_RANKS if rank >= int(config["r"])), int(config["r"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        targets, saved = found.get("target_modules") or (), found.get("modules_to_save") or ()
+        return {"r": int(found["r"]), "targets": _names(targets), "saved": _names(saved)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{adapter}: no adapter in PEFT's format ({error}).") from error
+
+
+def _names(layers: Any) -> list[str]:
+    """The last parts of layers' names; PEFT has a list of them, or a pattern."""
+    return [str(name).rsplit(".", 1)[-1] for name in ([layers] if isinstance(layers, str) else layers)]
