@@ -49,7 +49,10 @@ HARM = (
 
 
 def table() -> str:
-    """The newest figure of every judge, with the settings that are the default here, best first."""
+    """The newest figure of every judge, with the settings that are the default here, best first.
+
+    Below them what is reached by taking the shorter answer always, or the longer, whichever is better.
+    """
     lines = (RESULTS / "judges.jsonl").read_text(encoding="utf-8").splitlines()
     kept = [figure for figure in map(json.loads, lines) if figure["settings"] == SETTINGS]
     newest = {figure["name"]: figure for figure in kept}
@@ -67,6 +70,8 @@ def table() -> str:
             f"| {matched['accuracy']:.1%} of {matched['n']} | {flips} "
             f"| {figure['ece']:.3f}, {figure['ece_calibrated']:.3f} |"
         )
+    floor = next(iter(newest.values()))
+    rows.append(f"| the shorter answer, or the longer | {floor['peer']:.1%} of {floor['n']} | | | | |")
     return "\n".join(rows)
 
 

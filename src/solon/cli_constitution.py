@@ -114,7 +114,7 @@ def diff(
     ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of the run that are asked at the most.")] = 64,
 ) -> None:
-    """Show what differs between two constitutions and, with --run, on how many pairs judgements would differ."""
+    """Show what differs between two constitutions and, with --run, on how many pairs verdicts differ."""
     from solon.constitution import load_constitution
     from solon.constitution_diff import differences
 

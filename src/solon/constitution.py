@@ -199,10 +199,13 @@ def _repeated_principles(principles: Sequence[Principle], document: Document) ->
         for index, principle in enumerate(principles):
             value = str(getattr(principle, field))
             if value in first:
-                what = f"the {field} of `{principle.id}` repeats that of `{first[value]}`"
+                what, fix = (
+                    f"the {field} of `{principle.id}` repeats that of `{first[value]}`",
+                    "Word it anew",
+                )
                 if field == "id":
-                    what = f"two principles have the id `{value}`"
-                yield document.problem(("principles", index, field), what, "Word it anew or remove it.")
+                    what, fix = f"two principles have the id `{value}`", "Rename one"
+                yield document.problem(("principles", index, field), what, f"{fix} or remove it.")
             first.setdefault(value, principle.id)
 
 

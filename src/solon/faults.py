@@ -15,7 +15,7 @@ _WANTED: Mapping[str, str] = {
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), "a whole number"),
     **dict.fromkeys(("float_parsing", "float_type"), "a number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
-    "string_type": "text",
+    "string_type": "text, in quotes",
     "string_pattern_mismatch": "lower-case letters, digits, - and _, without spaces",
     **dict.fromkeys(("tuple_type", "list_type"), "a list, such as [a, b]"),
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "its keys, a line for each"),
