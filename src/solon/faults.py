@@ -11,12 +11,13 @@ from solon.errors import did_you_mean
 Location = tuple[str | int, ...]
 
 _SHOWN = 40  # Characters of a wrong value that a message repeats
+_SECRET = frozenset({"endpoints", "api_key_env"})  # Where a password or a key may stand by mistake
 _WANTED: Mapping[str, str] = {
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), "a whole number"),
     **dict.fromkeys(("float_parsing", "float_type"), "a number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     "string_type": "text, in quotes",
-    "string_pattern_mismatch": "lower-case letters, digits, - and _, without spaces",
+    "string_pattern_mismatch": "lower-case letters, digits, - and _, first a letter or digit",
     **dict.fromkeys(("tuple_type", "list_type"), "a list, such as [a, b]"),
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "its keys, a line for each"),
 }
@@ -80,10 +81,13 @@ def _explain(where: Location, faults: Sequence[Any], model: type[BaseModel]) -> 
     if "extra_forbidden" in kinds:
         return f"unknown key `{name}`", _suggest(model, where)
     if "missing" in kinds:
+        if isinstance(where[-1], int):
+            return f"`{'.'.join(map(str, where[:-1]))}` has only {where[-1]} items", "Write one more."
         return f"`{name}` is missing", f"Add `{where[-1]}: …` here."
     wanted = [text for fault in faults if (text := _wanted(fault))]
     if wanted and len(wanted) == len(faults):
-        return f"`{name}` is {_shown(faults[0]['input'])}", _fix(faults, wanted)
+        shown = "of a wrong kind" if _SECRET & {*where} else _shown(faults[0]["input"])
+        return f"`{name}` is {shown}", _fix(faults, wanted)
     message = next(str(fault["msg"]) for fault in faults if _wanted(fault) is None)
     message = message.removeprefix("Value error, ")
     what = message[0].lower() + message[1:]
@@ -111,9 +115,11 @@ def _fix(faults: Sequence[Any], wanted: Sequence[str]) -> str:
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "empty", True: "`true`", False: "`false`"}[value]
-    if isinstance(value, str | int | float):
-        return f"`{value}`" if len(str(value)) <= _SHOWN else f"`{str(value)[:_SHOWN]}…`"
-    return f"a list of {len(value)}" if isinstance(value, list | tuple) else "a group of keys"
+    if isinstance(value, dict):
+        return "a group of keys"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return f"`{value}`" if len(str(value)) <= _SHOWN else f"`{str(value)[:_SHOWN]}…`"
 
 
 def _suggest(model: type[BaseModel], location: Location) -> str:

@@ -139,6 +139,8 @@ class Run:
                     manifest = self._run_stage(stage, outputs, events)
                     self._drop_outdated()
                 self._announce(stage, manifest, reused)
+                if stage.name == "red_team" and stages[-1] is STAGES[-1]:
+                    _check_held_out(manifest)
                 outputs[stage.name] = manifest.output
                 done.append((manifest, reused))
             return done + self._finished_after(stages, outputs)
@@ -267,6 +269,17 @@ def _check_fit(recipe: Recipe, constitution: Constitution) -> None:
             raise UsageError(
                 f"the constitution {constitution.name} has {count} comparisons for {purpose} principles; "
                 f"the judge needs {wanted}. Write more under demonstrations.comparisons."
+            )
+
+
+def _check_held_out(prompts: Manifest) -> None:
+    """Refuse, as soon as the prompts are known, a run to its end that has none to evaluate on."""
+    for kind, files in (("red_team", "sources"), ("helpful", "helpful")):
+        if not prompts.metrics[f"{kind}_heldout"]:
+            raise RunError(
+                f"no prompt of kind {kind} is held out for the evaluation. Add prompts under "
+                f"red_team.{files}, raise red_team.heldout, or name a file under red_team.heldout_{files}; "
+                "or stop before the evaluation with --until."
             )
 
 

@@ -245,8 +245,7 @@ class Workspace:
     def begin(self, key: str) -> None:
         """Open the folder for the work that `key` names; leftovers of any other work are removed."""
         plan = self.folder / "plan.json"
-        if (self.folder / "manifest.json").exists():
-            forget(self.folder)  # Finished for other inputs, or damaged since: its journal has gone
+        forget(self.folder)  # Finished for other inputs, or damaged since: its journal has gone
         if self.folder.exists() and _planned_key(plan) != key:
             plan.unlink(missing_ok=True)
             shutil.rmtree(self.folder)
@@ -319,10 +318,13 @@ class Workspace:
 
 
 def forget(folder: Path) -> None:
-    """Let what a stage made count for nothing: the next one that begins in its folder starts afresh.
+    """Let what a finished stage made count for nothing: what begins in its folder starts afresh.
 
-    The plan goes first, so that a kill in between leaves no finished folder that looks like half a one.
+    A stage that is not finished keeps its plan and goes on. The plan goes first, so that a kill in between
+    leaves no finished folder that looks like half a one.
     """
+    if not (folder / "manifest.json").exists():
+        return
     for name in ("plan.json", "manifest.json"):
         (folder / name).unlink(missing_ok=True)
 

@@ -37,9 +37,11 @@ class Document:
         return self._lines.get(location)
 
     def problem(self, location: Location, what: str, fix: str) -> Problem:
+        if not self._lines:  # It was never a file
+            return Problem(self.file, None, what, fix)
         if any(location[: len(at)] == at for at in self._set):
             return Problem("--set", None, what, fix)
-        if location and any(at[: len(location)] == location for at in self._set):
+        if any(at[: len(location)] == location for at in self._set):
             place = f"{self.file} with --set" if location in self._lines else "--set"
             return Problem(place, None, what, fix)
         return Problem(self.file, self.line(location), what, fix)

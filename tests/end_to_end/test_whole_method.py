@@ -326,7 +326,8 @@ def test_files_of_held_out_prompts_are_kept_whole_and_their_twins_leave_training
     (tmp_path / "r" / "held.txt").write_text(f"{known}\nWho would buy a stolen boat at night?\n")
     changes = ("red_team.heldout=0", "red_team.written=0", "red_team.heldout_sources=[{file: held.txt}]")
     with pytest.raises(RunError, match=r"no prompt of kind helpful is held out .* red_team\.heldout_helpful"):
-        tiny_run.open_run(recipe, tmp_path / "none", *changes).execute("red_team")
+        tiny_run.open_run(recipe, tmp_path / "none", *changes).execute()
+    tiny_run.open_run(recipe, tmp_path / "none", *changes).execute("red_team")
     (tmp_path / "r" / "asked.txt").write_text("Which flowers open in the evening?\n")
     changes = (*changes, "red_team.heldout_helpful=[{file: asked.txt}]")
     tiny_run.open_run(recipe, tmp_path / "run", *changes).execute("red_team")

@@ -71,7 +71,12 @@ def test_a_group_given_in_part_keeps_its_own_defaults(tmp_path: Path) -> None:
             "^1 problem .*\n.* is `balance`. Did .* Write a number or `balanced`.$",
         ),
         ("reinforce.guard=false", "`reinforce.guard` is `false`. Write its keys"),
-        ("judge.endpoints=http://a", "`judge.endpoints` is `http://a`. Write a list"),
+        (
+            "judge.endpoints=http://me:s3cret@a",
+            "`judge.endpoints` is of a wrong kind. Write a list, such as",
+        ),
+        ("judge.thinking.clamp=[0.4]", "`judge.thinking.clamp` has only 1 items. Write one more"),
+        ("name=2024-05-01", "`name` is `2024-05-01`. Write text, in quotes"),
         ("name=X Y", "`name` is `X Y`. Write lower-case letters"),
         ("red_team.sources=[{fil: x}]", "`red_team.sources.0.fil`. Did you mean `file`"),
         ("reinforce.sampling.top_p=0.9", "top_p must be 1"),

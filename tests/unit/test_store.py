@@ -200,6 +200,14 @@ def test_a_stage_without_its_rows_is_not_finished_and_starts_afresh(tmp_path: Pa
     assert [path.name for path in workspace.folder.iterdir()] == ["plan.json"]
 
 
+def test_an_unfinished_stage_is_not_forgotten(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path)
+    workspace.batches([("a", ["one"])], Prompt, lambda items: ([_prompt(items[0])], 1), "prompts")
+    forget(workspace.folder)
+    workspace.begin("key")
+    assert set(workspace.journal.batches) == {"a"}
+
+
 def test_a_forgotten_stage_starts_afresh_with_the_same_key(tmp_path: Path) -> None:
     workspace = _finished(tmp_path)
     (workspace.folder / "model").mkdir()

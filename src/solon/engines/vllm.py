@@ -5,6 +5,7 @@ It holds no hidden states for us, so the judge linear_probe needs the local engi
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -211,10 +212,14 @@ def _config(adapter: Path) -> dict[str, Any]:
         found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         targets, saved = found.get("target_modules") or (), found.get("modules_to_save") or ()
         return {"r": int(found["r"]), "targets": _names(targets), "saved": _names(saved)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise UsageError(f"{adapter}: no adapter in PEFT's format ({error}).") from error
 
 
 def _names(layers: Any) -> list[str]:
-    """The last parts of layers' names; PEFT has a list of them, or a pattern."""
-    return [str(name).rsplit(".", 1)[-1] for name in ([layers] if isinstance(layers, str) else layers)]
+    """The last parts of layers' names; of a pattern, which PEFT allows, those of the output layer it fits."""
+    if isinstance(layers, str):
+        return [
+            name for name in _OUTPUT if re.fullmatch(layers, name) or re.fullmatch(layers, f"model.{name}")
+        ]
+    return [str(name).rsplit(".", 1)[-1] for name in layers]

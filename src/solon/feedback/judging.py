@@ -87,7 +87,7 @@ def asked_of(
     Raises:
         UsageError: there is no such kind, purpose or setting, or no comparison for the purpose.
     """
-    document = Document("--judge or --set", {"kind": kind, "model": model}, {})
+    document = Document("--judge, --set or --endpoint", {"kind": kind, "model": model}, {})
     for override in overrides:
         apply_override(document, override)
     if (document.data["model"], document.data.get("engine")) == ("embedded", "http"):

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solon.constitution import Principle
-from solon.digest import seed_from
+from solon.digest import digest, seed_from
 from solon.engines.base import Engine, GenerateRequest, completions, tokens_used
 from solon.engines.local import LocalEngine
 from solon.feedback.base import Judge, Judgement, Question
-from solon.feedback.opening import pick
+from solon.feedback.opening import Picked, pick
 from solon.models import ModelSource, resolve
 from solon.pipeline import Inputs
 from solon.plan import check_paths, model_folder, rl_models
@@ -50,7 +50,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     bench = judge_bench(recipe, inputs, engine, "evaluation")
     picked = pick(bench, *check_paths(recipe, inputs.beside, "evaluator"))
     judge = picked.judge
-    verdicts = _verdicts(recipe, inputs, workspace, judge, engine, answers)
+    verdicts = _verdicts(recipe, inputs, workspace, picked, engine, answers)
     resamples = recipe.evaluate.bootstrap
     metrics = {
         "kind": picked.kind,
@@ -126,12 +126,16 @@ def _verdicts(
     recipe: Recipe,
     inputs: Inputs,
     workspace: Workspace,
-    judge: Judge,
+    picked: Picked,
     engine: Engine,
     answers: Sequence[Written],
 ) -> list[Verdict]:
-    """Every pair of models on every prompt, by an evaluation principle drawn for the prompt, in batches."""
-    models = compared(recipe)
+    """Every pair of models on every prompt, by an evaluation principle drawn for the prompt, in batches.
+
+    Batches are named by the judge: one that is picked otherwise in a later attempt is asked anew.
+    """
+    models, judge = compared(recipe), picked.judge
+    told = digest([picked.kind, judge.calibration.as_dict()])
     by_model = {name: {a.prompt_id: a for a in _of(answers, name)} for name in models}
     pairs = [
         (by_model[second][i], by_model[first][i])
@@ -150,7 +154,7 @@ def _verdicts(
         rows = [_verdict(inputs, judge.name, *pair, principle, said) for pair, principle, said in found]
         return rows, tokens_used(engine) - before
 
-    plan = [(f"verdicts-{name}", batch) for name, batch in in_batches(pairs, recipe.evaluate.batch)]
+    plan = [(f"verdicts-{told}-{name}", batch) for name, batch in in_batches(pairs, recipe.evaluate.batch)]
     return list(workspace.batches(plan, Verdict, work, "comparisons"))
 
 

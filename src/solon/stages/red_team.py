@@ -6,7 +6,7 @@ The split is a hash of the text alone: it stays the same when files grow or are 
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from solon.digest import digest, seed_from
@@ -40,7 +40,6 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     new = _write(recipe, inputs, workspace, examples) if settings.written else []
     rows = _distinct([*kept, *new], settings.max_similarity)
     counts = {f"{kind}_{split}": _count(rows, kind, split) for kind, split in _GROUPS}
-    _check_held_out(counts)
     dropped = len(given) + len(new) - len(rows)
     metrics = {
         **counts,
@@ -60,16 +59,6 @@ _GROUPS: tuple[tuple[PromptKind, Split], ...] = (
 
 def _count(rows: Sequence[Prompt], kind: PromptKind, split: Split) -> int:
     return sum(p.kind == kind and p.split == split for p in rows)
-
-
-def _check_held_out(counts: Mapping[str, int]) -> None:
-    """Refuse here what the evaluation would refuse after all training."""
-    for kind, files in (("red_team", "sources"), ("helpful", "helpful")):
-        if not counts[f"{kind}_heldout"]:
-            raise RunError(
-                f"no prompt of kind {kind} is held out for the evaluation. Add prompts under "
-                f"red_team.{files}, raise red_team.heldout, or name a file under red_team.heldout_{files}."
-            )
 
 
 def split_of(text: str, heldout: float) -> Split:
