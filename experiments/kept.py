@@ -34,7 +34,7 @@ _BESIDE: dict[str, Any] = {
     "revise": {"batch"},
     "sample": {"batch"},
     "label": {"batch"},
-    "reinforce": {"batch_tokens"},
+    "reinforce": {"batch_tokens": True, "openings": {"batch"}},
     "evaluate": {"prompts", "helpful", "batch"},
 }
 

@@ -14,7 +14,7 @@ from solon.engines.base import Message, ScoreRequest
 from solon.engines.local import LocalEngine
 from solon.engines.scripted import ScriptedEngine
 from solon.errors import RunError, UsageError
-from solon.feedback.base import Judgement, Question, fit_to_context, mean_win, sigmoid
+from solon.feedback.base import Judgement, Question, fit_to_context, sigmoid
 from solon.feedback.choice import ChoiceJudge
 from solon.feedback.demonstrated import demonstrated
 from solon.feedback.linear_probe import Grid, LinearProbe, TaughtProbe, off_topic_pairs
@@ -240,13 +240,6 @@ def test_empty_answer_is_unscored_never_a_half() -> None:
         )
         assert (empty.p_a, empty.unscored) == (None, "an answer is empty")
         assert fine.p_a is not None
-
-
-def test_mean_win_ranks() -> None:
-    wins = mean_win(_probe(), Question(PRINCIPLE, "q", "", ""), ["none", "kkk", "k", ""])
-    assert wins[3] is None
-    scored = [w for w in wins[:3] if w is not None]
-    assert sorted(range(3), key=lambda i: -scored[i]) == [1, 2, 0]
 
 
 class _Letters(ScriptedEngine):

@@ -150,18 +150,3 @@ def _second_half(text: str) -> str:
 def _later(history: Conversation) -> Conversation:
     """The history from its next turn of the user on: templates want conversations to begin with one."""
     return next((history[i:] for i in range(1, len(history)) if history[i].role == "user"), ())
-
-
-def mean_win(judge: Judge, about: Question, answers: Sequence[str]) -> list[float | None]:
-    """Each answer's mean probability of beating the others, asked as `about` is with two of them as a and b.
-
-    None where the judge scored none of its pairs.
-    """
-    pairs = [(i, j) for i in range(len(answers)) for j in range(i + 1, len(answers))]
-    questions = [replace(about, a=answers[i], b=answers[j]) for i, j in pairs]
-    wins: list[list[float]] = [[] for _ in answers]
-    for (i, j), judgement in zip(pairs, judge.compare(questions), strict=True):
-        if judgement.p_a is not None:
-            wins[i].append(judgement.p_a)
-            wins[j].append(1.0 - judgement.p_a)
-    return [sum(won) / len(won) if won else None for won in wins]

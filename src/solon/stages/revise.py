@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 from solon.constitution import Principle, Revised
 from solon.digest import seed_from
 from solon.engines.base import Completion, Conversation, Engine, GenerateRequest, Message, completions
-from solon.feedback.base import Judge, Question, mean_win
+from solon.feedback.base import Judge, Question
 from solon.filters import clean, reject_revision
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, TextKind, Written
 from solon.refusal import is_excuse, is_refusal
+from solon.stages.candidates import Candidates, standings
 from solon.stages.common import (
     asks,
     choose,
@@ -249,14 +250,16 @@ class Reviser:
             for candidate in range(count)
         ]
         found = iter(completions(self._critic, requests))
-        revised = []
-        for thread, draw in zip(threads, draws, strict=True):
-            rows = [
+        rows = [
+            [
                 self._filtered(thread, draw, self._row(thread, draw, "revision", number, next(found), k))
                 for k in range(count)
             ]
-            revised.append(self._keep_best(thread, draw, rows))
-        return revised
+            for thread, draw in zip(threads, draws, strict=True)
+        ]
+        if self._judge is not None:
+            rows = _judged(self._judge, threads, draws, rows)
+        return [_with_best(thread, found) for thread, found in zip(threads, rows, strict=True)]
 
     def _filtered(self, thread: Thread, draw: Draw, row: Written) -> Written:
         row = self._shortened(row)
@@ -272,41 +275,6 @@ class Reviser:
             return row
         text = leading_sentences(row.text, self._settings.sentences)
         return row if text == row.text else row.changed(text=text, finish="stop")
-
-    def _keep_best(self, thread: Thread, draw: Draw, rows: Sequence[Written]) -> Thread:
-        """Mark the candidate that the next round builds on; the thread moves only to a usable one."""
-        judged = self._judged(thread, draw, rows) if self._judge else list(rows)
-        usable = [i for i, row in enumerate(judged) if row.unusable is None]
-        # An unscored candidate loses to any scored one; among equals the first sampled is kept.
-        best = max(usable, key=lambda i: (or_least(judged[i].score), -i), default=0)
-        marked = [row.changed(chosen=i == best) for i, row in enumerate(judged)]
-        current = marked[best] if marked[best].unusable is None else thread.current
-        return replace(thread, current=current, rows=(*thread.rows, *marked))
-
-    def _judged(self, thread: Thread, draw: Draw, rows: Sequence[Written]) -> list[Written]:
-        """The candidates with their score: the mean probability of beating the others and the text revised.
-
-        A candidate that the judge finds worse than the text it revises is no improvement: unusable.
-        """
-        assert self._judge is not None
-        usable = [i for i, row in enumerate(rows) if row.unusable is None]
-        before, prompt = thread.current.text, thread.prompt.text
-        about = Question(draw.principle, prompt, before, before, kind=thread.prompt.kind)
-        wins = mean_win(self._judge, about, [*(rows[i].text for i in usable), before])
-        texts = [rows[i].text for i in usable]
-        against = self._beats(about, texts)
-        first = thread.rows[0].text
-        better = against if first == before else self._beats(replace(about, b=first), texts)
-        judged = list(rows)
-        for i, win, now, all_in_all in zip(usable, wins, against, better, strict=False):
-            unusable = "judged-worse" if now is not None and now < 0.5 else None
-            judged[i] = rows[i].changed(score=win, better=all_in_all, unusable=unusable)
-        return judged
-
-    def _beats(self, about: Question, texts: Sequence[str]) -> list[float | None]:
-        """The probability that each text is preferred to the second answer of the question."""
-        assert self._judge is not None
-        return [said.p_a for said in self._judge.compare([replace(about, a=text) for text in texts])]
 
     def _row(
         self,
@@ -329,6 +297,42 @@ class Reviser:
             parents=(thread.prompt.id, thread.current.id, *((thread.rows[-1].id,) if criticised else ())),
         )
         return row.changed(round=number, principle=draw.principle.id, constitution=self._constitution.digest)
+
+
+def _judged(
+    judge: Judge, threads: Sequence[Thread], draws: Sequence[Draw], rows: Sequence[Sequence[Written]]
+) -> list[list[Written]]:
+    """The threads' candidates with their standing.
+
+    One that the judge finds worse than the text it revises is no improvement: unusable.
+    """
+    usable = [[i for i, row in enumerate(of_thread) if row.unusable is None] for of_thread in rows]
+    asked = [
+        _candidates(thread, draw, [of_thread[i].text for i in places])
+        for thread, draw, of_thread, places in zip(threads, draws, rows, usable, strict=True)
+    ]
+    judged = [list(of_thread) for of_thread in rows]
+    for of_thread, places, found in zip(judged, usable, standings(judge, asked), strict=True):
+        for i, one in zip(places, found, strict=True):
+            unusable = "judged-worse" if one.against is not None and one.against < 0.5 else None
+            of_thread[i] = of_thread[i].changed(score=one.win, better=one.better, unusable=unusable)
+    return judged
+
+
+def _candidates(thread: Thread, draw: Draw, texts: Sequence[str]) -> Candidates:
+    before = thread.current.text
+    about = Question(draw.principle, thread.prompt.text, before, before, kind=thread.prompt.kind)
+    return Candidates(about, tuple(texts), before, thread.rows[0].text)
+
+
+def _with_best(thread: Thread, rows: Sequence[Written]) -> Thread:
+    """Mark the candidate that the next round builds on; the thread moves only to a usable one."""
+    usable = [i for i, row in enumerate(rows) if row.unusable is None]
+    # An unscored candidate loses to any scored one; among equals the first sampled is kept.
+    best = max(usable, key=lambda i: (or_least(rows[i].score), -i), default=0)
+    marked = [row.changed(chosen=i == best) for i, row in enumerate(rows)]
+    current = marked[best] if marked[best].unusable is None else thread.current
+    return replace(thread, current=current, rows=(*thread.rows, *marked))
 
 
 def _answered(prompt: str, answer: str) -> Conversation:
