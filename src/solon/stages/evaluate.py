@@ -132,15 +132,16 @@ def _verdicts(
 ) -> list[Verdict]:
     """Every pair of models on every prompt, by an evaluation principle drawn for the prompt, in batches.
 
-    Batches are named by the judge: one that is picked otherwise in a later attempt is asked anew.
+    All pairs of a prompt stand together: a judge that reads answers one by one reads each once then. Batches
+    are named by the judge: one that is picked otherwise in a later attempt is asked anew.
     """
     models, judge = compared(recipe), picked.judge
     told = digest([picked.kind, judge.calibration.as_dict()])
     by_model = {name: {a.prompt_id: a for a in _of(answers, name)} for name in models}
     pairs = [
         (by_model[second][i], by_model[first][i])
+        for i in by_model[models[0]]
         for first, second in combinations(models, 2)
-        for i in by_model[first]
     ]
 
     def work(batch: Sequence[tuple[Written, Written]]) -> tuple[list[Verdict], int]:
