@@ -339,4 +339,4 @@ def test_files_of_held_out_prompts_are_kept_whole_and_their_twins_leave_training
         ("Which flowers open in the evening?", "helpful", "file:asked.txt"),
     }
     assert known not in {p.text for p in rows if p.split == "train"}
-    assert len(rows) == len(tiny_run.prompts("red_team")) + 1 + len(tiny_run.prompts("helpful"))
+    assert len(rows) == len(tiny_run.prompts("red_team")) + 1 + len(tiny_run.prompts("helpful")) + 1
