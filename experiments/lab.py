@@ -76,24 +76,6 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
 
 
-PUBLIC = (
-    "red_team/advbench.csv",
-    "red_team/harmbench_val.csv",
-    "red_team/dangerous_qa.json",
-    "helpful/self_instruct_seed_tasks.jsonl",
-    "labelled",
-)
-
-
-def check_data(folder: Path) -> None:
-    """Ends the program, with what is missing and where it comes from, if a public set is absent."""
-    if absent := [name for name in PUBLIC if not (folder / name).exists()]:
-        sys.exit(
-            f"{folder} lacks {', '.join(absent)}. docs/experiments.md says which public sets these are; name "
-            "their folder by --data."
-        )
-
-
 def run_named(what: str) -> Path:
     """The folder of a run, as the command line says."""
     parser = argparse.ArgumentParser(description=what.splitlines()[0])

@@ -6,10 +6,11 @@ Runs `solon run` once a seed (a finished run is reused, a killed one goes on), k
 `results/` (kept.py), pools the seeds, and writes the table between the marks in README.md. A seed whose
 numbers are kept is not run again. A figure is the mean over the seeds. Its interval is of a bootstrap over
 prompts, in which a prompt's answers of all seeds stay together; the seeds' own figures stand behind it,
-because they differ by more than prompts explain. With --anew every seed is run, an hour each on two cores.
+because they differ by more than prompts explain. With --anew every seed is run, an hour and more each.
 """
 
 import argparse
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -209,10 +210,15 @@ def main() -> None:
     readme = ROOT / "README.md"
     # Hours of work must not end at a missing mark or a missing file
     replaced(readme.read_text(encoding="utf-8"), options.recipe, [])
-    lab.check_data(options.data)
-    classifier = human_harm.fitted(human_harm.labelled(options.data))
+    try:
+        prompts = heldout.write(options.data, options.runs.resolve() / "heldout")
+        labelled = human_harm.labelled(options.data)
+    except FileNotFoundError as error:
+        sys.exit(
+            f"{error}. docs/experiments.md says which public sets are read; name their folder by --data."
+        )
+    classifier = human_harm.fitted(labelled)
     people = classifier.agreement.right
-    prompts = heldout.write(options.data, options.runs.resolve() / "heldout")
     seeds = {
         seed: of_seed(options.recipe, seed, options.runs, prompts, classifier, options.finished, options.anew)
         for seed in options.seeds

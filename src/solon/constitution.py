@@ -199,13 +199,12 @@ def _repeated_principles(principles: Sequence[Principle], document: Document) ->
         for index, principle in enumerate(principles):
             value = str(getattr(principle, field))
             if value in first:
-                what, fix = (
-                    f"the {field} of `{principle.id}` repeats that of `{first[value]}`",
-                    "Word it anew",
-                )
                 if field == "id":
-                    what, fix = f"two principles have the id `{value}`", "Rename one"
-                yield document.problem(("principles", index, field), what, f"{fix} or remove it.")
+                    what, fix = f"two principles have the id `{value}`", "Rename one or remove it."
+                else:
+                    what = f"the {field} of `{principle.id}` repeats that of `{first[value]}`"
+                    fix = "Word it anew or remove it."
+                yield document.problem(("principles", index, field), what, fix)
             first.setdefault(value, principle.id)
 
 

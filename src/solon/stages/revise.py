@@ -53,12 +53,14 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     reviser = _open(recipe, inputs)
     rows = workspace.batches(in_batches(chosen, settings.batch), Written, reviser.work, "prompts")
     reasons, evaded, unscored = Counter[str | None](), set[str](), 0
+    judged = settings.candidates > 1
     for row in rows:
         if row.kind == "revision" and row.chosen:
             reasons[row.unusable] += 1
         if row.unusable == EVASIVE:
             evaded.add(row.prompt_id)
-        unscored += reviser.judges and row.kind == "revision" and row.unusable is None and row.better is None
+        elif judged and row.kind == "revision" and row.unusable is None and row.better is None:
+            unscored += 1
     total, usable = reasons.total(), reasons.pop(None, 0)
     metrics = {
         "revisions": {"total": total, "usable": usable, "unscored": unscored},
@@ -122,11 +124,6 @@ class Reviser:
         self._policy = policy
         self._critic = critic
         self._judge = judge
-
-    @property
-    def judges(self) -> bool:
-        """Whether a judge picks among candidates."""
-        return self._judge is not None
 
     def work(self, prompts: Sequence[Prompt]) -> tuple[list[Written], int]:
         threads = self._answer(prompts)
