@@ -1,38 +1,13 @@
-"""Padding, masks, minibatches and answer positions on small cases."""
+"""Masks, minibatches and batches on small cases."""
 
 import pytest
 import torch
 
-from solon.training.batching import (
-    answer_positions,
-    budget_batches,
-    mask_of,
-    minibatches,
-    pad_right,
-)
+from solon.training.batching import budget_batches, mask_of, minibatches
 
 
-def test_pad_right() -> None:
-    ids, lengths = pad_right([[5, 6, 7], [8], []], fill=9)
-    assert ids.tolist() == [[5, 6, 7], [8, 9, 9], [9, 9, 9]]
-    assert lengths.tolist() == [3, 1, 0]
-    assert ids.dtype == lengths.dtype == torch.int64
-
-
-def test_pad_right_of_empty_rows_has_no_columns() -> None:
-    ids, _ = pad_right([[], []], fill=0)
-    assert ids.shape == (2, 0)
-
-
-def test_pad_right_of_no_rows_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no rows"):
-        pad_right([], 0)
-
-
-def test_mask_counts_lengths_whatever_the_ids_are() -> None:
-    # The fill stands inside the row as well: only the length tells.
-    ids, lengths = pad_right([[0, 0, 0], [0]], fill=0)
-    assert mask_of(lengths, ids.shape[1]).tolist() == [[True, True, True], [True, False, False]]
+def test_a_mask_is_true_for_as_many_columns_as_a_row_is_long() -> None:
+    assert mask_of(torch.tensor([3, 0, 1]), 3).tolist() == [[True] * 3, [False] * 3, [True, False, False]]
 
 
 @pytest.mark.parametrize("length", [-1, 4])
@@ -70,26 +45,3 @@ def test_a_row_above_the_budget_stands_alone() -> None:
     assert budget_batches([], budget=10) == []
     with pytest.raises(ValueError, match="token budget"):
         budget_batches([1], budget=0)
-
-
-def test_answer_positions_point_one_before_each_answer_token() -> None:
-    prompts, answers = torch.tensor([2, 1, 3]), torch.tensor([3, 0, 1])
-    row, column = answer_positions(prompts, answers)
-    # Row 0 is p p a a a: its answer stands in columns 2, 3, 4. Row 2 is p p p a: in column 3.
-    assert row.tolist() == [0, 0, 0, 2]
-    assert column.tolist() == [1, 2, 3, 2]
-
-
-def test_answer_positions_gather_and_scatter_back() -> None:
-    prompt_rows, answer_rows = [[1, 2], [3]], [[10], [20, 21, 22]]
-    ids, _ = pad_right([p + a for p, a in zip(prompt_rows, answer_rows, strict=True)], fill=0)
-    answers, lengths = pad_right(answer_rows, fill=0)
-    row, column = answer_positions(torch.tensor([2, 1]), lengths)
-    back = torch.zeros_like(answers)
-    back[mask_of(lengths, answers.shape[1])] = ids[row, column + 1]
-    assert torch.equal(back, answers)
-
-
-def test_answer_positions_need_a_prompt() -> None:
-    with pytest.raises(ValueError, match="prompt is empty"):
-        answer_positions(torch.tensor([1, 0]), torch.tensor([1, 1]))

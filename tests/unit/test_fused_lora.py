@@ -55,6 +55,21 @@ def test_logits_and_gradients_are_those_of_peft(adapted: Any) -> None:
         torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_a_float32_adapter_beside_a_shorter_trunk_keeps_float32_gradients(adapted: Any) -> None:
+    wanted = _read(adapted)[1]
+    adapted.to(torch.bfloat16)
+    for parameter in trainable(adapted).values():
+        parameter.data = parameter.data.float()
+    gradients = _read(adapted)[1]
+    _unfuse(adapted)
+    by_peft = _read(adapted)[1]
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.float32
+        ours, peft = ((g - wanted[name]).norm() for g in (gradient, by_peft[name]))
+        assert ours <= 2 * peft + 0.01 * wanted[name].norm(), "as near to float32 as PEFT's own"
+
+
 def test_gradients_of_inputs_and_weights_by_finite_differences() -> None:
     torch.manual_seed(0)
     config = LoraConfig(r=2, lora_alpha=4, target_modules=["0"])

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from solon.errors import RunError
-from solon.models import load_model, load_tokenizer, pick_device, pick_dtype
+from solon.models import load_tokenizer, pick_device, pick_dtype
 from solon.pipeline import Inputs
 from solon.progress import Advance
 from solon.recipe import Recipe
@@ -27,6 +27,7 @@ from solon.store import StageResult, Workspace
 from solon.text import complete_sentences, is_degenerate
 from solon.training.adapters import lora_config, save_merged
 from solon.training.answer_trainer import IGNORED, AnswerTrainer
+from solon.training.attention import load_trunk
 from solon.training.encoding import Encoded, Encoder
 from solon.training.trl_trainers import common_settings, last_checkpoint, on_one_device
 from solon.training_settings import Finetune
@@ -46,7 +47,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
             "revise.candidates or finetune.max_tokens."
         )
     # Full fine-tuning keeps float32 weights: bfloat16 would round small updates away.
-    model = load_model(inputs.base, device, dtype if settings.method == "lora" else torch.float32)
+    model = load_trunk(inputs.base, device, dtype if settings.method == "lora" else torch.float32)
     steps_planned = settings.optimiser.epochs * math.ceil(len(encoded) / settings.optimiser.batch)
     with workspace.reporter.task("finetune", steps_planned, "steps") as advance:
         watch = _Watch(workspace, advance)

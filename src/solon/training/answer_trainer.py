@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with the head over the vocabulary computed at answer positions only.
+"""TRL's SFTTrainer with what rows share read once, and the head over the vocabulary at answer positions only.
 
 TRL's fused head skips masked positions on a GPU; on a CPU it is slower than a dense one. Gathering the
 answer positions before the head gives the same loss for a fraction of the work on any device.
@@ -6,17 +6,26 @@ answer positions before the head gives the same loss for a fraction of the work 
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
 
 from solon.engines.hooks import before_head
+from solon.training.encoding import Encoded
+from solon.training.fused_lora import fuse
+from solon.training.planting import lay_out
 
 IGNORED = -100  # The label that the loss skips, by PyTorch's and transformers' convention
 
 
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     """Mean cross-entropy over all answer tokens of the batch, in nats a token."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        if not self.is_deepspeed_enabled:  # It gathers a layer's weights when that layer itself is called
+            fuse(self.model)
 
     def compute_loss(
         self,
@@ -25,15 +34,15 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        labels_BT = inputs["labels"][:, 1:]
-        where = (labels_BT != IGNORED).nonzero(as_tuple=True)
-        mask_BT: Tensor = inputs["attention_mask"]
-        # Nothing real looks at padding behind it in a causal model, and without a mask attention is faster.
-        behind = bool(mask_BT[:, 0].all())
-        with before_head(self._causal(model), where):
-            outputs = model(input_ids=inputs["input_ids"], attention_mask=None if behind else mask_BT)
-        total = cross_entropy(outputs.logits[0].float(), labels_BT[where], reduction="sum")
-        count = len(where[0]) if num_items_in_batch is None else num_items_in_batch
+        rows = _rows(inputs)
+        causal = self._causal(model)
+        planted = lay_out(causal, [row.ids for row in rows])
+        where = planted.chosen_at(rows, inputs["input_ids"].device)
+        chosen_N = torch.tensor([t for row in rows for t in row.answer], device=inputs["input_ids"].device)
+        with before_head(causal, where):
+            outputs = model(**planted.arguments)
+        total = cross_entropy(outputs.logits[0].float(), chosen_N, reduction="sum")
+        count = len(chosen_N) if num_items_in_batch is None else num_items_in_batch
         loss = total / count
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # The count is of all ranks, and data parallelism averages the gradients over them.
@@ -43,3 +52,14 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     def _causal(self, model: Any) -> Any:
         unwrapped = self.accelerator.unwrap_model(model)
         return unwrapped.get_base_model() if hasattr(unwrapped, "peft_config") else unwrapped
+
+
+def _rows(inputs: dict[str, Tensor]) -> list[Encoded]:
+    """The rows of a batch without their padding; an answer is what has labels."""
+    rows = []
+    for ids_T, labels_T, mask_T in zip(
+        inputs["input_ids"], inputs["labels"], inputs["attention_mask"].bool(), strict=True
+    ):
+        ids, answer = ids_T[mask_T].tolist(), int((labels_T != IGNORED).sum())
+        rows.append(Encoded(tuple(ids[: len(ids) - answer]), tuple(ids[len(ids) - answer :])))
+    return rows

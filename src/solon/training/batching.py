@@ -1,7 +1,6 @@
-"""How rows of different lengths become rectangles: padding, masks, minibatches, and where answers lie.
+"""How rows of different lengths become batches, and masks made from their lengths.
 
-Names carry shapes: B rows, T columns, N answer tokens of all rows together. Lengths are explicit everywhere;
-no function reads a pad id.
+Names carry shapes: B rows, T columns. Lengths are explicit everywhere; no function reads a pad id.
 """
 
 from collections.abc import Sequence
@@ -10,22 +9,6 @@ import torch
 from torch import Tensor
 
 _LEAST_FULL = 0.9  # Of a row in a batch that is large enough without it.
-
-
-def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-    """Token ids of all rows, int64 [B, T] with `fill` behind each row, and the lengths, int64 [B].
-
-    T is the longest length; a row may be empty.
-
-    Raises:
-        ValueError: there are no rows.
-    """
-    if not rows:
-        raise ValueError("no rows to pad")
-    lengths = [len(row) for row in rows]
-    width = max(lengths)
-    padded = [[*row, *[fill] * (width - len(row))] for row in rows]
-    return torch.tensor(padded, dtype=torch.int64), torch.tensor(lengths, dtype=torch.int64)
 
 
 def mask_of(lengths_B: Tensor, T: int) -> Tensor:
@@ -76,22 +59,3 @@ def budget_batches(lengths: Sequence[int], budget: int, enough: int | None = Non
             width = lengths[index]
         batches[-1].append(index)
     return batches
-
-
-def answer_positions(prompt_lengths_B: Tensor, answer_lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the logits stand that predict the answer tokens: (row_N, column_N), int64.
-
-    Rows are prompt + answer + right padding. The logits at a column predict the next one, so an answer in
-    columns p to p + a - 1 is predicted at p - 1 to p + a - 2. Ordered by row, then by token:
-    `hidden[row, column]` before the LM head gives [N, width], and
-    `out_BT[mask_of(answer_lengths_B, T)] = x_N` puts results back.
-    If the prompts are left-padded to one width, pass that width as every prompt length.
-
-    Raises:
-        ValueError: a prompt is empty (nothing predicts its first answer token) or a length is negative.
-    """
-    if (prompt_lengths_B < 1).any():
-        raise ValueError("a prompt is empty: nothing predicts the first token of its answer")
-    width = int(answer_lengths_B.max())
-    row_N, token_N = mask_of(answer_lengths_B, width).nonzero(as_tuple=True)
-    return row_N, prompt_lengths_B[row_N] - 1 + token_N

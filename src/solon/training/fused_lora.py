@@ -3,7 +3,8 @@
 y = x W^T + b + s (x A^T) B^T, Hu et al. 2021 (arXiv 2106.09685), eq. 3 with s = alpha / r. PEFT writes the
 second term out, scales it, and adds it: three passes over a tensor as large as y, which on a CPU cost as
 much as the product with W. Here it is accumulated into y by the product itself, and so are its gradients.
-The layers stay PEFT's; adapters of other kinds than plain LoRA go PEFT's own way.
+The layers stay PEFT's; adapters of other kinds than plain LoRA go PEFT's own way. A float32 adapter beside a
+shorter trunk computes in the trunk's type, and keeps float32 gradients.
 
 Names carry shapes: N rows, I inputs, O outputs, R rank.
 """
@@ -28,7 +29,8 @@ def _forward(layer: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
     """As PEFT's `Linear.forward`, which it calls for whatever is not one plain adapter."""
     base, active = layer.get_base_layer(), layer.active_adapters
     if not layer.disable_adapters and len(active) == 1 and _is_plain(layer, base, active[0], x):
-        a_RI, b_OR = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
+        # The casts are part of the graph: a gradient comes back in the adapter's own type.
+        a_RI, b_OR = (m[active[0]].weight.to(x.dtype) for m in (layer.lora_A, layer.lora_B))
         if not torch.is_grad_enabled():
             return _accumulate(base(x), x, a_RI, b_OR, layer.scaling[active[0]])[0]
         found: Tensor = _Adapted.apply(x, base.weight, base.bias, a_RI, b_OR, layer.scaling[active[0]])  # type: ignore[no-untyped-call]
@@ -52,7 +54,8 @@ def _is_plain(layer: Any, base: nn.Module, adapter: str, x: Tensor) -> bool:
         and isinstance(layer.lora_dropout[adapter], nn.Identity)
         and layer.lora_B[adapter].bias is None
         and not layer.merged
-        and x.dtype == base.weight.dtype == layer.lora_A[adapter].weight.dtype
+        and x.dtype == base.weight.dtype
+        and layer.lora_A[adapter].weight.dtype in (x.dtype, torch.float32)
     )
 
 

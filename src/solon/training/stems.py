@@ -10,16 +10,17 @@ Names carry shapes: T tokens of a row, D width.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
-from transformers import DynamicCache
 
 from solon.engines.hooks import blocks, divided, hidden_at
 from solon.training.adapters import using
-from solon.training.batching import budget_batches, pad_right
+from solon.training.batching import budget_batches
+from solon.training.planting import lay_out
 
 _BATCH_TOKENS = 4096
 
@@ -55,11 +56,13 @@ class Stems:
         found: dict[tuple[int, ...], Tensor] = {}
         for batch in budget_batches([len(row) for row in rows], _BATCH_TOKENS):
             chosen = [rows[i] for i in batch]
-            ids_BT = pad_right(chosen, 0)[0].to(self._model.device)
+            planted = lay_out(self._model, chosen)
             with using(self._model, None):
-                [states] = _entering(self._model, ids_BT, self.depth)
-            # Copies: a part of the batch's tensor would keep all of it.
-            found |= {row: state[: len(row)].clone() for row, state in zip(chosen, states, strict=True)}
+                forward = partial(self._model.base_model, **planted.arguments)
+                [states] = hidden_at(self._model, [self.depth], forward)
+            places = zip(chosen, planted.rows, planted.columns, strict=True)
+            # Copies, by the list of columns: a view would keep the whole batch's tensor.
+            found |= {row: states[b, list(columns)] for row, b, columns in places}
         return found
 
 
@@ -87,13 +90,6 @@ def skipping(model: Any, depth: int) -> Iterator[None]:
 
 def _hand_on(hidden_states: Tensor, *arguments: Any, **named: Any) -> Tensor:
     return hidden_states
-
-
-def fill_skipped(cache: DynamicCache, depth: int, length: int, like: Tensor) -> None:
-    """Make the skipped blocks' part of a cache as long as the rest: the first block tells the length."""
-    nothing = like.new_zeros(1, 1, length, 1)
-    for layer in range(depth):
-        cache.update(nothing, nothing, layer)
 
 
 def _entering(model: Any, ids_BT: Tensor, *depths: int) -> list[Tensor]:
