@@ -93,7 +93,7 @@ class Sample(Settings):
     helpful: int = Field(default=32, ge=0, description="Helpful training prompts")
     answers: int = Field(default=4, ge=2, description="Answers a prompt")
     sampling: Sampling = Sampling(max_tokens=64, temperature=1.0)
-    batch: int = Field(default=16, ge=1, description="Prompts a batch")
+    batch: int = Field(default=64, ge=1, description="Prompts a batch")
 
 
 class LabelSettings(Settings):
@@ -123,7 +123,7 @@ class Evaluate(Settings):
     bootstrap: int = Field(
         default=1000, ge=100, description="Resamples of the prompts for the ratings' intervals"
     )
-    batch: int = Field(default=32, ge=1, description="Prompts a batch")
+    batch: int = Field(default=128, ge=1, description="Prompts a batch")
 
 
 class Recipe(Settings):

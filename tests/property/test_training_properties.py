@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from solon.training.advantages import gae, token_rewards, whiten
-from solon.training.batching import answer_positions, budget_batches, mask_of, minibatches, pad_right
+from solon.training.batching import budget_batches, mask_of, minibatches
 from solon.training.checkpoints import load, optimiser_tensors, restore_optimiser, save
 from solon.training.losses import approximate_kl, policy_loss, soft_bradley_terry
 
@@ -141,14 +141,6 @@ def test_budget_batches_cover_each_row_once_within_the_budget(lengths: list[int]
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
-
-
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1, max_size=5))
-def test_answer_positions_find_every_answer_token(pairs: list[tuple[int, int]]) -> None:
-    rows = [[-1] * prompt + list(range(1, answer + 1)) for prompt, answer in pairs]
-    ids, _ = pad_right(rows, fill=0)
-    row, column = answer_positions(torch.tensor([p for p, _ in pairs]), torch.tensor([a for _, a in pairs]))
-    assert ids[row, column + 1].tolist() == [token for _, a in pairs for token in range(1, a + 1)]
 
 
 def tiny(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:

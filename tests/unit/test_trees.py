@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, BloomConfig
 
 from solon.engines.base import Message, ScoreRequest, scores, user
 from solon.engines.local import LocalEngine
@@ -108,3 +109,10 @@ def test_a_window_of_attention_forbids_trees(tiny_engine: LocalEngine) -> None:
         assert not shares_starts(tiny_engine.model), "distances by column"
     finally:
         del config.alibi
+
+
+def test_a_model_that_takes_no_positions_forbids_trees() -> None:
+    config = BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=16)
+    from solon.engines.hooks import shares_starts
+
+    assert not shares_starts(AutoModelForCausalLM.from_config(config))

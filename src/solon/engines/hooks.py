@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -99,8 +100,11 @@ def divided(model: Any) -> bool:
 def shares_starts(model: Any) -> bool:
     """Whether every block of the model attends to all that came before, so that a mask of ours holds.
 
-    Windows and distances that count columns in place of positions (GPT-Neo's local blocks, ALiBi) do not.
+    Windows and distances that count columns in place of positions (GPT-Neo's local blocks, ALiBi) do not, nor
+    do models that are told no positions (BLOOM, RWKV).
     """
+    if "position_ids" not in signature(model.base_model.forward).parameters:
+        return False
     config = model.config.get_text_config()
     nested = getattr(config, "attn_config", None)
     by_column = [getattr(config, name, None) for name in ("window_size", "attention_types", "alibi")]

@@ -14,7 +14,7 @@ from trl import SFTTrainer
 from solon.engines.hooks import before_head
 from solon.training.encoding import Encoded
 from solon.training.fused_lora import fuse
-from solon.training.planting import lay_out
+from solon.training.planting import planted
 
 IGNORED = -100  # The label that the loss skips, by PyTorch's and transformers' convention
 
@@ -24,6 +24,10 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        config = self.model.config.get_text_config()
+        if getattr(config, "output_router_logits", False):
+            # TRL wants the experts' auxiliary loss, which is not in ours and reads a mask as one of rows.
+            config.output_router_logits = False
         if not self.is_deepspeed_enabled:  # It gathers a layer's weights when that layer itself is called
             fuse(self.model)
 
@@ -34,13 +38,12 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        rows = _rows(inputs)
+        device, rows = inputs["input_ids"].device, _rows(inputs)
         causal = self._causal(model)
-        planted = lay_out(causal, [row.ids for row in rows])
-        where = planted.chosen_at(rows, inputs["input_ids"].device)
-        chosen_N = torch.tensor([t for row in rows for t in row.answer], device=inputs["input_ids"].device)
-        with before_head(causal, where):
-            outputs = model(**planted.arguments)
+        laid = planted(causal, [row.ids for row in rows])
+        chosen_N = torch.tensor([token for row in rows for token in row.answer], device=device)
+        with before_head(causal, laid.chosen_at(rows, device)):
+            outputs = model(**laid.arguments)
         total = cross_entropy(outputs.logits[0].float(), chosen_N, reduction="sum")
         count = len(chosen_N) if num_items_in_batch is None else num_items_in_batch
         loss = total / count
@@ -55,11 +58,10 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 def _rows(inputs: dict[str, Tensor]) -> list[Encoded]:
-    """The rows of a batch without their padding; an answer is what has labels."""
+    """The rows of a batch without their padding. What has labels, a row's last tokens, is its answer."""
     rows = []
-    for ids_T, labels_T, mask_T in zip(
-        inputs["input_ids"], inputs["labels"], inputs["attention_mask"].bool(), strict=True
-    ):
-        ids, answer = ids_T[mask_T].tolist(), int((labels_T != IGNORED).sum())
+    columns = (inputs[name].cpu() for name in ("input_ids", "labels", "attention_mask"))
+    for ids_T, labels_T, mask_T in zip(*columns, strict=True):
+        ids, answer = ids_T[mask_T.bool()].tolist(), int((labels_T != IGNORED).sum())
         rows.append(Encoded(tuple(ids[: len(ids) - answer]), tuple(ids[len(ids) - answer :])))
     return rows

@@ -4,7 +4,7 @@ y = x W^T + b + s (x A^T) B^T, Hu et al. 2021 (arXiv 2106.09685), eq. 3 with s =
 second term out, scales it, and adds it: three passes over a tensor as large as y, which on a CPU cost as
 much as the product with W. Here it is accumulated into y by the product itself, and so are its gradients.
 The layers stay PEFT's; adapters of other kinds than plain LoRA go PEFT's own way. A float32 adapter beside a
-shorter trunk computes in the trunk's type, and keeps float32 gradients.
+shorter trunk computes in the trunk's type, as its gradients do, which are added up in float32.
 
 Names carry shapes: N rows, I inputs, O outputs, R rank.
 """
@@ -54,6 +54,7 @@ def _is_plain(layer: Any, base: nn.Module, adapter: str, x: Tensor) -> bool:
         and isinstance(layer.lora_dropout[adapter], nn.Identity)
         and layer.lora_B[adapter].bias is None
         and not layer.merged
+        and not torch.is_autocast_enabled(x.device.type)  # What works in place it leaves in mixed types
         and x.dtype == base.weight.dtype
         and layer.lora_A[adapter].weight.dtype in (x.dtype, torch.float32)
     )

@@ -68,7 +68,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """With n = x r: dx = r (w dy - n mean(w dy n)), dw = sum dy n."""
         x, w_D, r = ctx.saved_tensors
-        by_y, n = gradients[0].float(), x.float().mul_(r)
+        by_y, n = gradients[0].float(), x.float() * r
         by_w = (by_y * n).flatten(0, -2).sum(0).to(w_D.dtype) if ctx.needs_input_grad[1] else None
         by_n = by_y * w_D.float()
         shared = (by_n * n).mean(-1, keepdim=True)

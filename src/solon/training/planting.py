@@ -1,8 +1,8 @@
 """Episodes as the trees of one forward pass: what they have in common at their start is computed once.
 
-The answers to one prompt share it, and all rows a chat template's header. In training as in reading
-(`engines.trees`) a common start then costs one pass forwards and one backwards, and its gradient is the sum
-of all its rows'.
+The answers to one prompt share it, and short rows a chat template's header. In training as in reading
+(`engines.trees`, which says what start is long enough) a common start then costs one pass forwards and one
+backwards, and its gradient is the sum of all its rows'.
 
 Names carry shapes: B trees, T nodes of the widest tree, N answer tokens of all episodes end to end.
 """
@@ -16,11 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from solon.engines.hooks import shares_starts
-from solon.engines.trees import Tree, pack, plant
+from solon.engines.trees import TREE_TOKENS, Tree, pack, plant
 from solon.training.encoding import Encoded
-
-Places = tuple[Tensor, Tensor]
-"""(row_N, column_N), int64: where in a pass's output something stands."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,11 @@ class Planted:
     rows: tuple[int, ...]
     columns: tuple[tuple[int, ...], ...]
 
-    def chosen_at(self, episodes: Sequence[Encoded], device: torch.device) -> Places:
+    def chosen_at(self, episodes: Sequence[Encoded], device: torch.device) -> tuple[Tensor, Tensor]:
         """Where the logits stand that predict the answer tokens, by episode, then by token.
+
+        Returns:
+            (row_N, column_N), int64.
 
         Raises:
             ValueError: a prompt is empty: nothing predicts the first token of its answer.
@@ -48,10 +48,10 @@ class Planted:
         return row_N, column_N
 
 
-def lay_out(
+def planted(
     model: Any, rows: Sequence[Sequence[int]], entering: Callable[[Sequence[int]], Tensor] | None = None
 ) -> Planted:
-    """Pack rows of token ids into one forward pass of `model`.
+    """Pack rows of token ids into one forward pass of `model`, of no more columns than the rows padded.
 
     Padding is on the right, where nothing real looks at it. Where the model's blocks look at columns and not
     positions, every row is a tree of its own, and there is no mask.
@@ -59,7 +59,7 @@ def lay_out(
     Args:
         entering: gives the states [T, D] of a row's tokens that enter the model in place of embeddings.
     """
-    trees = plant(rows, share=shares_starts(model))
+    trees = _trees(rows, shares_starts(model))
     arguments = pack(model, trees, 0, 0).arguments
     if entering is not None:
         del arguments["input_ids"]
@@ -71,6 +71,15 @@ def lay_out(
     }
     ordered = [place[i] for i in range(len(rows))]
     return Planted(arguments, tuple(b for b, _ in ordered), tuple(path for _, path in ordered))
+
+
+def _trees(rows: Sequence[Sequence[int]], share: bool) -> list[Tree]:
+    """Shared starts, unless that takes more columns than it saves, or a mask as wide as a very long row."""
+    trees = plant(rows, share=share)
+    width = max(len(tree.ids) for tree in trees)
+    if width <= TREE_TOKENS and len(trees) * width < len(rows) * max(map(len, rows)):
+        return trees
+    return plant(rows, share=False)
 
 
 def _states(tree: Tree, rows: Sequence[Sequence[int]], entering: Callable[[Sequence[int]], Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from solon.engines.hooks import blocks, divided, hidden_at
 from solon.training.adapters import using
 from solon.training.batching import budget_batches
-from solon.training.planting import lay_out
+from solon.training.planting import planted
 
 _BATCH_TOKENS = 4096
 
@@ -56,11 +56,11 @@ class Stems:
         found: dict[tuple[int, ...], Tensor] = {}
         for batch in budget_batches([len(row) for row in rows], _BATCH_TOKENS):
             chosen = [rows[i] for i in batch]
-            planted = lay_out(self._model, chosen)
+            laid = planted(self._model, chosen)
             with using(self._model, None):
-                forward = partial(self._model.base_model, **planted.arguments)
+                forward = partial(self._model.base_model, **laid.arguments)
                 [states] = hidden_at(self._model, [self.depth], forward)
-            places = zip(chosen, planted.rows, planted.columns, strict=True)
+            places = zip(chosen, laid.rows, laid.columns, strict=True)
             # Copies, by the list of columns: a view would keep the whole batch's tensor.
             found |= {row: states[b, list(columns)] for row, b, columns in places}
         return found

@@ -21,7 +21,7 @@ from solon.training.adapters import using
 from solon.training.encoding import Encoded
 from solon.training.head import chosen_logprobs
 from solon.training.losses import entropy, token_logprobs
-from solon.training.planting import Planted, lay_out
+from solon.training.planting import Planted, planted
 from solon.training.stems import Stems, skipping
 
 
@@ -91,27 +91,27 @@ class View:
 
     def _speak_aloud(self, episodes: Sequence[Encoded], chosen_N: Tensor, temperature: float) -> Spoken:
         """Where logits are capped or scaled: through the model's own head, at answer positions alone."""
-        with self._reading(episodes) as planted:
-            where = planted.chosen_at(episodes, self.device)
+        with self._reading(episodes) as laid:
+            where = laid.chosen_at(episodes, self.device)
             with before_head(self.model, where) as hidden:
-                logits_NV = self.model(**planted.arguments).logits[0].float()
+                logits_NV = self.model(**laid.arguments).logits[0].float()
         spread_N = entropy(logits_NV.detach() / temperature)
         return Spoken(token_logprobs(logits_NV, chosen_N, temperature), spread_N, hidden[0])
 
     def states(self, episodes: Sequence[Encoded]) -> Tensor:
         """The hidden states [N, D] from which the answer tokens are chosen, one each, in order."""
-        with self._reading(episodes) as planted:
-            where = planted.chosen_at(episodes, self.device)
-            hidden_ND: Tensor = self.model.base_model(**planted.arguments).last_hidden_state[where]
+        with self._reading(episodes) as laid:
+            where = laid.chosen_at(episodes, self.device)
+            hidden_ND: Tensor = self.model.base_model(**laid.arguments).last_hidden_state[where]
         return hidden_ND
 
     def pooled_states(self, episodes: Sequence[Encoded], at: ReadAt) -> Pooled:
         """The states of each episode; a mean is over its answer's tokens."""
-        with self._reading(episodes) as planted:
-            forward = partial(self.model.base_model, **planted.arguments)
+        with self._reading(episodes) as laid:
+            forward = partial(self.model.base_model, **laid.arguments)
             [hidden_BTD] = hidden_at(self.model, [at.blocks_of(self.model)], forward)
         answers, prompts = [], []
-        for b, columns, e in zip(planted.rows, planted.columns, episodes, strict=True):
+        for b, columns, e in zip(laid.rows, laid.columns, episodes, strict=True):
             read = list(columns[-at.tokens(len(e.answer)) :])
             answers.append(hidden_BTD[b, read].float().mean(0))
             prompts.append(hidden_BTD[b, columns[len(e.prompt) - 1]].float())
@@ -123,4 +123,4 @@ class View:
         rows = [e.ids for e in episodes]
         stems = self.stems if self.stems and self.stems.covers(rows) else None
         with using(self.model, self.adapter), skipping(self.model, stems.depth if stems else 0):
-            yield lay_out(self.model, rows, stems.of if stems else None)
+            yield planted(self.model, rows, stems.of if stems else None)
