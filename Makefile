@@ -29,6 +29,7 @@ bench: setup           ## measurements, one JSON line a figure; the last two wan
 	$(BIN)/python bench/generate.py
 	$(BIN)/python bench/transformers_ways.py
 	$(BIN)/python bench/stream.py
+	$(BIN)/python bench/finetune.py
 	$(BIN)/python bench/ppo_gradients.py
 	$(BIN)/python bench/ppo.py
 	$(BIN)/python bench/refusal_agreement.py

@@ -48,7 +48,7 @@ def fit(
     Minimises sum_i log(1 + exp(-(w + s_i V)·d_i)) + l2/2 (|w|^2 + |V|^2), d_i the standardised difference of
     pair i: Bradley and Terry (1952) with linear strengths; the split into w and V is Evgeniou and Pontil
     (2004), sec. 2. The problem is convex, and its optimum lies in the span of the differences, so Newton's
-    method runs in n dimensions.
+    method runs in n dimensions, or in those of the features if they are fewer.
 
     Args:
         shares_nG: s_i, how far pair i is of each group; the square of a share is how cheaply the group's
@@ -71,8 +71,7 @@ def fit_path(
     mean_D, scale_D = both.mean(0), both.std(0) + 1e-6
     d_nD = (better_nD - worse_nD) / scale_D
     shares_nG = np.zeros((len(d_nD), 0)) if shares_nG is None else shares_nG
-    kernel_nn = (d_nD @ d_nD.T) * (1.0 + shares_nG @ shares_nG.T)
-    alphas = _dual(kernel_nn, l2, np.ones(len(d_nD)) if p_n is None else p_n)
+    alphas = _dual(_spectrum(d_nD, shares_nG), l2, np.ones(len(d_nD)) if p_n is None else p_n)
     return [
         Readout(alpha_n @ d_nD, (shares_nG * alpha_n[:, None]).T @ d_nD, mean_D, scale_D)
         for alpha_n in alphas
@@ -92,16 +91,42 @@ def classify_path(x_nD: Array, l2: Sequence[float], p_n: Array) -> list[tuple[Ar
     return [(w[:-1] / scale_D, float(w[-1] - mean_D @ (w[:-1] / scale_D))) for w in weights]
 
 
-def _dual(kernel_nn: Array, l2: Sequence[float], p_n: Array) -> list[Array]:
-    """Weights [n] of the pairs for each penalty: the optimum is the sum of their differences so weighted."""
-    values_r, vectors_nr = np.linalg.eigh(kernel_nn)
+@dataclass(frozen=True)
+class _Spectrum:
+    """The kernel (d_i . d_j) (1 + s_i . s_j) [n, n] as vectors_nr diag(root_r^2) vectors_nr^T."""
+
+    vectors_nr: Array
+    root_r: Array
+
+
+def _spectrum(d_nD: Array, shares_nG: Array) -> _Spectrum:
+    """By whichever is smaller: the kernel, or the products [E, E] of the features (d, s_1 d, ..., s_G d).
+
+    The work grows with the third power of the side.
+    """
+    n, width = len(d_nD), d_nD.shape[1] * (1 + shares_nG.shape[1])
+    if width >= n:
+        values_r, vectors_nr = _eigen((d_nD @ d_nD.T) * (1.0 + shares_nG @ shares_nG.T))
+        return _Spectrum(vectors_nr, np.sqrt(values_r))
+    x_nE = np.concatenate([d_nD, *(share_n[:, None] * d_nD for share_n in shares_nG.T)], 1)
+    values_r, vectors_Er = _eigen(x_nE.T @ x_nE)
+    return _Spectrum(x_nE @ vectors_Er / np.sqrt(values_r), np.sqrt(values_r))
+
+
+def _eigen(symmetric: Array) -> tuple[Array, Array]:
+    """Eigenvalues and vectors, without those that are 0 but for rounding."""
+    values_r, vectors = np.linalg.eigh(symmetric)
     kept = values_r > values_r.max(initial=0.0) * 1e-10
-    root_r, vectors_nr = np.sqrt(values_r[kept]), vectors_nr[:, kept]
-    z_nr, b_r = vectors_nr * root_r, np.zeros(int(kept.sum()))
+    return values_r[kept], vectors[:, kept]
+
+
+def _dual(spectrum: _Spectrum, l2: Sequence[float], p_n: Array) -> list[Array]:
+    """Weights [n] of the pairs for each penalty: the optimum is the sum of their differences so weighted."""
+    z_nr, b_r = spectrum.vectors_nr * spectrum.root_r, np.zeros(len(spectrum.root_r))
     found: dict[float, Array] = {}
     for penalty in sorted(l2, reverse=True):  # Each starts from the one before, which is not far
         b_r = _newton(z_nr, penalty, p_n, b_r)
-        found[penalty] = np.asarray(vectors_nr @ (b_r / root_r), dtype=np.float64)
+        found[penalty] = np.asarray(spectrum.vectors_nr @ (b_r / spectrum.root_r), dtype=np.float64)
     return [found[penalty] for penalty in l2]
 
 

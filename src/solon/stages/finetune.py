@@ -120,7 +120,8 @@ def _ended(row: Written) -> tuple[str, Finish]:
     )
 
 
-def _dataset(encoded: Sequence[Encoded]) -> Dataset:
+def as_dataset(encoded: Sequence[Encoded]) -> Dataset:
+    """Rows as TRL takes them, with labels on the answer's tokens alone, made from explicit lengths."""
     labels = [[IGNORED] * len(e.prompt) + list(e.answer) for e in encoded]
     return Dataset.from_dict({"input_ids": [list(e.ids) for e in encoded], "labels": labels})
 
@@ -148,7 +149,7 @@ def _trainer(
     trainer = AnswerTrainer(
         model=model,
         args=on_one_device(config),
-        train_dataset=_dataset(encoded),
+        train_dataset=as_dataset(encoded),
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora, model) if settings.method == "lora" else None,
         callbacks=[watch],

@@ -88,7 +88,10 @@ class RewardModel(nn.Module):
 
     def forward(self, rows: Sequence[Encoded]) -> Tensor:
         """Raw scores [len(rows)] of prompts with their answers."""
-        read = self.view.pooled_states(rows, self.at)
+        return self.scores_of(self.view.pooled_states(rows, self.at))
+
+    def scores_of(self, read: Pooled) -> Tensor:
+        """Raw scores [B] of what was read of B rows."""
         scores_B1: Tensor = self.head(read.answer_BD)
         if self.gate is not None:
             scores_B1 = scores_B1 + self.gate(read)
@@ -113,12 +116,9 @@ class RewardModel(nn.Module):
         scores = torch.zeros(len(rows))
         for batch in _batches(rows):
             scores[batch] = self.normalised(self([rows[i] for i in batch])).cpu()
-        if not bool(torch.isfinite(scores).all()):
-            raise RunError(
-                "the reward model gave a score that is no number. Lower reward.optimiser.learning_rate."
-            )
-        return scores
+        return _numbers(scores)
 
+    @torch.no_grad()
     def normalise_on(self, rows: Sequence[Encoded]) -> None:
         """Set the constants so that `rows` score with mean 0 and standard deviation 1.
 
@@ -126,11 +126,10 @@ class RewardModel(nn.Module):
         that they say nothing of which kind of prompt has the higher scores; PPO would take what is left to
         chance for an advantage of all answers to one kind.
         """
-        self.get_buffer("mean").zero_()
-        self.get_buffer("std").fill_(1.0)
+        read = self.features(rows).to(self.view.device)
         if self.gate is not None:
-            self._level(self.gate, rows)
-        raw = self.score(rows)
+            self._level(self.gate, read)
+        raw = _numbers(self.scores_of(read))
         std = float(raw.std())
         if not std > 1e-6:
             raise RunError(
@@ -139,14 +138,13 @@ class RewardModel(nn.Module):
         self.get_buffer("mean").fill_(float(raw.mean()))
         self.get_buffer("std").fill_(std)
 
-    @torch.no_grad()
-    def _level(self, gate: Gate, rows: Sequence[Encoded]) -> None:
+    def _level(self, gate: Gate, read: Pooled) -> None:
         """Take the slope of the rows' scores over the gate, by least squares, out of the gate's bias."""
-        opened_B = gate.opened(self.features(rows).prompt_BD.to(self.view.device)).squeeze(-1).cpu()
-        opened_B -= opened_B.mean()
+        opened_B = gate.opened(read.prompt_BD).squeeze(-1)
+        opened_B = opened_B - opened_B.mean()
         spread = float((opened_B**2).sum())
-        if spread > _OPENED * len(rows):
-            gate.by_kind.bias.sub_(float((opened_B * self.score(rows)).sum()) / spread)
+        if spread > _OPENED * len(opened_B):
+            gate.by_kind.bias.sub_(float((opened_B * _numbers(self.scores_of(read))).sum()) / spread)
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """Adapters in PEFT's standard format, head and constants beside them.
@@ -170,6 +168,15 @@ class RewardModel(nn.Module):
     def readers(self) -> nn.ModuleDict:
         """What reads the states: the head, and the gate if there is one."""
         return nn.ModuleDict({"head": self.head, **({"gate": self.gate} if self.gate is not None else {})})
+
+
+def _numbers(scores_B: Tensor) -> Tensor:
+    """The scores themselves. Raises RunError if one is no number."""
+    if not bool(torch.isfinite(scores_B).all()):
+        raise RunError(
+            "the reward model gave a score that is no number. Lower reward.optimiser.learning_rate."
+        )
+    return scores_B
 
 
 def _batches(rows: Sequence[Encoded]) -> list[list[int]]:

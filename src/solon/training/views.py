@@ -63,6 +63,9 @@ class Pooled:
     answer_BD: Tensor
     prompt_BD: Tensor
 
+    def to(self, device: torch.device) -> "Pooled":
+        return Pooled(self.answer_BD.to(device), self.prompt_BD.to(device))
+
 
 @dataclass(frozen=True)
 class View:
