@@ -229,8 +229,8 @@ def main() -> None:
         f"{counts['red_team']} harmful and {counts['helpful']} ordinary requests from public sets. Mean over "
         "the seeds (95 % interval over prompts; each seed). The judge has its own principles. The classifier "
         f"learned from {people.n} answers with harm scores by people and, asked about those it has not seen, "
-        f"agrees with them on {100 * people.mean:.0f} % (`experiments/human_harm.py`); if it puts "
-        "both answers of a pair where people's scores no longer differ, the pair is a tie. "
+        f"agrees with them on {100 * people.mean:.0f} % (`experiments/human_harm.py`); where it "
+        "finds both answers of a pair so harmless that people's scores no longer differ, the pair is a tie. "
         "`make results` writes this table."
     )
     lines = [intro, "", *table(Results(seeds))]

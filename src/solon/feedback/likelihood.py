@@ -3,7 +3,7 @@
 A model that cannot choose between (A) and (B) still continues a rule with texts that fit it. The gain of an
 answer is measured against the conversation alone or, with `contrary`, against the same rule turned round,
 which cancels what any rule at all does to the text. Gains are summed over the tokens, averaged, or summed
-over the first tokens; with `auto` the constitution's own comparisons decide which.
+over the first tokens; of several allowed readings the constitution's own comparisons decide which.
 
 Names carry shapes: T tokens of an answer.
 """
