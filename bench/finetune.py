@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import device_options, peak_memory_mb, report
+from record import device_options, report
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     device_options(parser)
     options = parser.parse_args()
+    if options.rows < 2 * options.batch:
+        parser.error("--rows: two batches at the least, for the first step is not timed")
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
     encoded = rows(options.rows, load_tokenizer(resolve("embedded")))
@@ -116,7 +118,6 @@ def main() -> None:
         difference=max(
             abs(a - b) for run in runs for a, b in zip(run["solon"].losses, run["peer"].losses, strict=True)
         ),
-        peak_memory_mb=round(peak_memory_mb(device)),
     )
 
 

@@ -86,8 +86,10 @@ def test_pairs_that_were_not_scored_are_left_out() -> None:
     with pytest.raises(RunError, match="scored none of the guard's pairs"):
         compare([GOOD], Rated(8, (0.9,) * 20, (None,) * 20, KINDS), seed=0)
     early = Rated(4, (0.1,) * 20, (0.6,) * 4 + (None,) * 16, KINDS)
-    with pytest.raises(RunError, match="no guard prompt both after 4 and after 8 steps"):
+    with pytest.raises(RunError, match="no guard prompt both after 8 steps and before"):
         compare([early], now, seed=0)
+    first = Rated(0, (0.0,) * 20, (0.5,) * 20, KINDS)
+    assert compare([first, early], now, seed=0).change == pytest.approx(-0.2), "the best of those it can meet"
 
 
 def test_the_best_check_is_the_judges_and_of_equals_the_later() -> None:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from solon.engines.hooks import blocks
+from solon.errors import RunError
 from solon.feedback.readout import fit
 from solon.models import load_model, load_tokenizer, resolve
 from solon.recipe import Recipe
-from solon.records import Prompt, PromptKind
-from solon.stages.reward import EncodedPair, asked, held_out, reference, start_head
+from solon.records import Label, Prompt, PromptKind
+from solon.stages.reward import EncodedPair, asked, held_out, reference, split_pairs, start_head
 from solon.training.adapters import trainable, using
 from solon.training.encoding import Encoded, Encoder
 from solon.training.head_start import fit_gate, fit_head
@@ -143,6 +144,53 @@ def test_a_gate_of_noise_is_not_sure_of_prompts_that_it_has_not_seen() -> None:
     assert ((gate(asked) > 0) == red_team).mean() > 0.9
     assert np.abs(unseen).mean() < 0.7 * np.abs(gate(asked)).mean()
     assert 0.3 < ((unseen > 0) == red_team).mean() < 0.7
+
+
+def test_rows_of_one_prompt_alone_leave_nothing_to_choose_by() -> None:
+    """Then the strongest penalty, which claims the least, and no word on rows that were seen."""
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(0, 1, (6, 3)), rng.normal(0, 1, (6, 3))
+    head = fit_head(a, b, np.full(6, 0.9), ["one"] * 6)
+    assert head.l2 == 10_000
+    assert np.isfinite(head.common.weight_D).all()
+    _, unseen = fit_gate(a, np.array([True, False] * 3), ["one"] * 6)
+    np.testing.assert_array_equal(unseen, np.zeros(6))
+
+
+def _labels(*p: float, crossed: bool = False) -> list[Label]:
+    """Of as many prompts, a pair each."""
+    return [
+        Label(
+            origin="test",
+            prompt_id=f"p{i}",
+            prompt=f"How {i}?",
+            prompt_kind="red_team",
+            a_id=f"a{i}",
+            b_id=f"b{i}",
+            a="I know.",
+            b="I cannot say.",
+            a_finish="stop",
+            b_finish="stop",
+            p_a=value,
+            crossed=crossed,
+        )
+        for i, value in enumerate(p)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (_labels(0.9, 0.9, 0.9, crossed=True), "two different answers"),
+        (_labels(0.5, 0.5, 0.5), "has a preference"),
+    ],
+)
+def test_pairs_that_cannot_measure_a_reward_model_are_refused_before_its_training(
+    tiny_model_folder: Path, labels: list[Label], reason: str
+) -> None:
+    encoder = Encoder(load_tokenizer(resolve(str(tiny_model_folder))))
+    with pytest.raises(RunError, match=reason):
+        split_pairs(labels, encoder, Recipe(name="r"))
 
 
 def _mixed() -> list[EncodedPair]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from solon.errors import UsageError
+from solon.errors import RunError, UsageError
 from solon.plan import shaping_path
 from solon.recipe import Recipe
 from solon.training.shaping import load_shaping, shape
@@ -48,3 +48,20 @@ def test_faults_name_the_file(tmp_path: Path) -> None:
     path.write_text("brief = 3")
     with pytest.raises(UsageError, match="has no function brief"):
         load_shaping(path, "brief")
+
+
+def test_what_is_no_tensor_is_refused() -> None:
+    reward = shape(lambda episodes: torch.ones(len(episodes)), lambda episodes, scores: scores.tolist())
+    with pytest.raises(RunError, match="gives a list"):
+        reward(EPISODES)
+
+
+def test_a_file_may_have_dataclasses(tmp_path: Path) -> None:
+    path = tmp_path / "rewards.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        "@dataclass\nclass Rule:\n    by: float\n\n"
+        "def less(episodes, scores):\n    return scores - Rule(1.0).by\n"
+    )
+    reward = shape(lambda episodes: torch.ones(len(episodes)), load_shaping(path, "less"))
+    assert reward(EPISODES).tolist() == [0.0] * 4

@@ -1,8 +1,8 @@
 """The paper's multiple choice (Bai et al. 2022, sec. 4.1): "(A)" or "(B)", by log-probabilities.
 
 Asked in both orders and averaged, because models prefer a position. Below about a billion parameters
-this judge is little better than chance; its check says so. The principle is worded after the two answers: questions about one
-pair then start alike, and a local model reads the pair once for all of its principles.
+this judge is little better than chance; its check says so. The principle is worded after the two answers:
+questions about one pair then start alike, and a local model reads the pair once for all of its principles.
 """
 
 import math

@@ -93,7 +93,7 @@ def _train(
 
 
 def _asked(recipe: Recipe, inputs: Inputs, mixed: Mixture) -> list[Prompt]:
-    """PPO's prompts in PPO's order."""
+    """PPO's prompts in PPO's order, of which a group of answers each takes one."""
     count = recipe.reinforce.steps * recipe.reinforce.episodes
     every = inputs.rows("red_team", Prompt)
-    return draw_prompts(recipe, every, mixed, count)
+    return draw_prompts(recipe, every, mixed, count)[: count // recipe.reinforce.group]

@@ -59,7 +59,10 @@ def _told(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> Mixture:
 
 def _sampled(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Written]:
     settings, wanted = recipe.reinforce, recipe.reinforce.openings
-    counts: dict[PromptKind, int] = {"red_team": wanted.prompts, "helpful": wanted.helpful}
+    counts: dict[PromptKind, int] = {
+        "red_team": wanted.prompts,
+        "helpful": wanted.helpful if settings.helpful_share else 0,
+    }
     prompts = choose_fresh(recipe, inputs.rows("red_team", Prompt), counts)
     engine = engine_for(recipe, sl_model(inputs))
 

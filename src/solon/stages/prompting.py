@@ -132,15 +132,13 @@ class Sampler:
         """Refuse, before the first step, prompts that do not fit. Raises as `check_lengths`."""
         check_lengths(prompts, self._encoder, self._settings, self._engine.context)
 
-    def answer(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], reference: bool = False
-    ) -> list[tuple[Episode, str]]:
-        """Episodes and texts, in the order of the prompts; with `reference` those of the model before RL."""
+    def answer(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[tuple[Episode, str]]:
+        """Episodes and texts, in the order of the prompts."""
         requests = [
             GenerateRequest(asks(prompt.text), self._settings.sampling, seed)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        with using(self._view.model, None if reference else self._view.adapter):
+        with using(self._view.model, self._view.adapter):
             found = completions(self._engine, requests)
         return [
             (

@@ -1,6 +1,7 @@
 """The guard at work: the picked judge rates the policy's answers against the SL model's, now and then."""
 
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -78,17 +79,29 @@ class Watch:
         return bool(settings.guard.every) and (step % settings.guard.every == 0 or step == settings.steps)
 
     def begin(self, tensors: Mapping[str, Tensor]) -> None:
-        """The check before the first step: the SL model against itself."""
-        self._checks = [self._rated(0, self._first_answers())]
-        save(self._folder, dict(tensors), {"step": 0})
+        """The check before the first step: the SL model against itself, whose answers all later ones meet."""
+        answers = self._answers()
+        self._first = [text for _, text in answers]
+        self._checks = [self._rated(0, answers)]
+        save(self._weights(0), dict(tensors), {"step": 0})
 
     def check(self, step: int, tensors: Mapping[str, Tensor]) -> Evidence:
         """Rate the policy after `step` steps; its `tensors` are kept if it is the best sound one."""
-        now = self._rated(step, self._sampler.answer(self._prompts, self._seeds))
+        now = self._rated(step, self._answers())
         found = self._add(now)
         if best(self._sound) is now:
-            save(self._folder, dict(tensors), {"step": step})
+            save(self._weights(step), dict(tensors), {"step": step})
         return found
+
+    def tidy(self) -> None:
+        """Remove the weights of checks that are the best no longer, once a checkpoint says which is."""
+        if self._checks:
+            for folder in self._folder.iterdir():
+                if folder != self._weights(self.good):
+                    shutil.rmtree(folder)
+
+    def _weights(self, step: int) -> Path:
+        return self._folder / str(step)
 
     def _add(self, now: Rated) -> Evidence:
         found = compare(self._checks, now, seed_from(self._recipe.seed, "guard", now.step))
@@ -98,35 +111,29 @@ class Watch:
 
     def good_tensors(self) -> dict[str, Tensor]:
         """The parameters of the best check. Raises RunError if they are gone."""
-        saved = load(self._folder)
+        folder = self._weights(self.good)
+        saved = load(folder)
         if saved is None:
-            raise RunError(f"{self._folder}: the guard's best weights are gone. Remove the stage's folder.")
+            raise RunError(f"{folder}: the guard's best weights are gone. Remove the stage's folder.")
         return saved[0]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
-        return {"checks": [asdict(check) for check in self._checks]}
+        return {"checks": [asdict(check) for check in self._checks], "first": self._first}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         checks = [from_dict(check) for check in state["checks"]]
-        self._checks, self._evidence = checks[:1], []
+        self._checks, self._evidence, self._first = checks[:1], [], list(state["first"])
         for check in checks[1:]:
             self._add(check)
 
-    @property
-    def _seeds(self) -> list[int]:
-        return [seed_from(self._recipe.seed, "guard answer", i) for i in range(len(self._prompts))]
-
-    def _first_answers(self) -> list[tuple[Episode, str]]:
-        """The SL model's answers, which all later ones are rated against."""
-        found = self._sampler.answer(self._prompts, self._seeds, reference=True)
-        self._first = [text for _, text in found]
-        return found
+    def _answers(self) -> list[tuple[Episode, str]]:
+        """The policy's, as it is now."""
+        seeds = [seed_from(self._recipe.seed, "guard answer", i) for i in range(len(self._prompts))]
+        return self._sampler.answer(self._prompts, seeds)
 
     def _rated(self, step: int, answers: Sequence[tuple[Episode, str]]) -> Rated:
-        if not self._first:
-            self._first_answers()
         episodes = [episode for episode, _ in answers]
         scores = shaped(self._reward(episodes), episodes, self._recipe.reinforce)
         ratings = self._ratings([text for _, text in answers])
@@ -134,7 +141,7 @@ class Watch:
         return Rated(step, tuple(scores.tolist()), tuple(ratings), kinds)
 
     def _ratings(self, texts: Sequence[str]) -> list[float | None]:
-        """P(better than the SL model's answer); equal texts are a tie without asking."""
+        """P(better than the SL model's answer), without asking the judge where there is nothing to ask."""
         questions = [
             Question(
                 self._inputs.constitution.draw(
@@ -147,9 +154,10 @@ class Watch:
             )
             for p, text, first in zip(self._prompts, texts, self._first, strict=True)
         ]
-        asked = [question for question in questions if question.a != question.b]
+        settled = [_settled(question) for question in questions]
+        asked = [q for q, known in zip(questions, settled, strict=True) if known is None]
         judged = iter(self._opened().compare(asked) if asked else [])
-        return [0.5 if question.a == question.b else next(judged).p_a for question in questions]
+        return [next(judged).p_a if known is None else known for known in settled]
 
     def _opened(self) -> Calibrated:
         """The judge, opened at the first check: its model lies in memory only where the guard is on."""
@@ -157,3 +165,11 @@ class Watch:
             engine = role_engine(self._recipe, self._inputs, "judge")
             self._judge = picked_judge(self._recipe, self._inputs, engine)
         return self._judge
+
+
+def _settled(question: Question) -> float | None:
+    """The rating that needs no judge: equal texts are a tie, and no answer is worse than any."""
+    said, before = bool(question.a.strip()), bool(question.b.strip())
+    if question.a == question.b or not (said or before):
+        return 0.5
+    return None if said and before else float(said)

@@ -169,6 +169,8 @@ class _Training:
         if self.watch.due(step + 1):
             self._check(step + 1)
         self.state.save(step + 1, **self.trainer.extra(), guard=self.watch.state())
+        if self.main:
+            self.watch.tidy()
 
     def _check(self, step: int) -> None:
         """The main process rates; all learn whether to stop."""

@@ -188,13 +188,29 @@ def split_pairs(
             f"the reward model has {len(sides[0])} training and {len(sides[1])} held-out pairs; "
             "it needs both. Raise sample.prompts or label.pairs, or reward.max_tokens if prompts fill it."
         )
+    _check_own(*sides)
     return sides
+
+
+def _check_own(train: Sequence[EncodedPair], test: Sequence[EncodedPair]) -> None:
+    """Refuse, before the training, pairs of which too few are of a prompt's own answers."""
+    if len({e for pair in (*train, *test) if not pair.crossed for e in (pair.a, pair.b)}) < 2:
+        raise RunError(
+            "no prompt has two different answers with a label: nothing tells how far scores spread. Raise "
+            "sample.answers or sample.sampling.temperature."
+        )
+    if not any(pair.p_a != 0.5 for pair in test if not pair.crossed):
+        raise RunError(
+            "no held-out pair of a prompt's own answers has a preference: nothing would measure the reward "
+            "model. Raise reward.heldout or label.pairs, or choose another judge if it says 0.5 everywhere."
+        )
 
 
 def heldout_prompts(prompt_ids: Sequence[str], share: float) -> set[str]:
     """The prompts whose pairs test the model: `share` of them, those that come first by a hash."""
     ordered = sorted(set(prompt_ids), key=lambda prompt: seed_from("reward", prompt))
-    return set(ordered[: max(1, round(share * len(ordered)))]) if ordered else set()
+    most = max(1, len(ordered) - 1)  # One is left to train on
+    return set(ordered[: min(most, max(1, round(share * len(ordered))))])
 
 
 def _fit(recipe: Recipe, model: RewardModel, pairs: Sequence[EncodedPair], workspace: Workspace) -> Resumable:
@@ -203,7 +219,7 @@ def _fit(recipe: Recipe, model: RewardModel, pairs: Sequence[EncodedPair], works
     plan = plan_steps([p.prompt_id for p in pairs], settings.batch, settings.epochs, recipe.seed)
     state = Resumable(workspace, optimiser)
     first, _ = state.resume()
-    model.train()
+    model.eval()  # No dropout: a run that goes on would draw another one
     with workspace.reporter.task("reward", len(plan), "steps") as advance:
         advance(first)
         for step in range(first, len(plan)):
@@ -214,7 +230,6 @@ def _fit(recipe: Recipe, model: RewardModel, pairs: Sequence[EncodedPair], works
             if (step + 1) % settings.save_every == 0 or step + 1 == len(plan):
                 state.save(step + 1)
             advance(1)
-    model.eval()
     return state
 
 
@@ -262,10 +277,6 @@ def held_out(model: RewardModel, pairs: Sequence[EncodedPair]) -> dict[str, Any]
     predicted = torch.sigmoid((scores[: len(pairs)] - scores[len(pairs) :]) * std).tolist()
     told = list(zip(pairs, predicted, strict=True))
     own = [(pair, p) for pair, p in told if not pair.crossed]
-    if all(pair.p_a == 0.5 for pair, _ in own):
-        raise RunError(
-            "no held-out pair has a preference: the judge says 0.5 everywhere. Choose another judge."
-        )
     said, labels = [p for _, p in own], [pair.p_a for pair, _ in own]
     bins = reliability(said, labels)
     agreement = _agreement(own)

@@ -39,8 +39,9 @@ def _attention(module: Any, query: Tensor, *others: Any, **arguments: Any) -> tu
     found: tuple[Tensor, Tensor | None]
     if not (torch.is_grad_enabled() and query.requires_grad):
         return _in_float32(module, query, *others, **arguments)
+    drops = arguments.get("dropout", 0.0) > 0  # Then the second time must draw what the first did
     found = checkpoint(
-        _in_float32, module, query, *others, use_reentrant=False, preserve_rng_state=False, **arguments
+        _in_float32, module, query, *others, use_reentrant=False, preserve_rng_state=drops, **arguments
     )
     return found
 

@@ -86,13 +86,14 @@ def compare(checks: Sequence[Rated], now: Rated, seed: int) -> Evidence:
     Raises:
         RunError: no prompt was scored at both checks.
     """
-    good = best(checks)
     _ = now.rating  # Raises if nothing was scored at all
-    if not _changes(good, now):
+    comparable = [check for check in checks if _changes(check, now)]
+    if not comparable:
         raise RunError(
-            f"the judge scored no guard prompt both after {good.step} and after {now.step} steps. "
+            f"the judge scored no guard prompt both after {now.step} steps and before. "
             "Set reinforce.guard.prompts higher."
         )
+    good = best(comparable)
     found = _evidence(good, now, seed)
     if _gamed(good, now, seed):
         return replace(found, gamed_on="all")

@@ -129,12 +129,16 @@ def fit_classifier(x_nD: Array, p_n: Array, prompts: Sequence[str]) -> Classifie
 
 
 def _best(prompts: Sequence[str], losses: Callable[[NDArray[np.bool_]], Array]) -> float:
-    """The penalty with the least loss over the folds; `losses` has each one's on the rows it is told."""
-    summed = np.sum([losses(test_n) for test_n in _tests(prompts)], axis=0)
-    return _L2[int(np.argmin(summed))]
+    """The penalty with the least loss over the folds; `losses` has each one's on the rows it is told.
+
+    The strongest where all rows are in one fold, and none would be left to fit on.
+    """
+    found = [losses(test_n) for test_n in _tests(prompts)]
+    return _L2[int(np.argmin(np.sum(found, axis=0)))] if found else _L2[-1]
 
 
 def _tests(prompts: Sequence[str]) -> list[NDArray[np.bool_]]:
-    """Which rows each fold tests; rows of one prompt are in one fold."""
+    """Which rows each fold tests, others being left; rows of one prompt are in one fold."""
     folds_n = np.array([seed_from("head", prompt) % _FOLDS for prompt in prompts])
-    return [folds_n == fold for fold in np.unique(folds_n)]
+    folds = np.unique(folds_n)
+    return [folds_n == fold for fold in folds] if len(folds) > 1 else []

@@ -121,7 +121,7 @@ def train_online(
         raise ValueError(f"{len(prompts)} prompts for {needed} groups of answers")
     asked = _questions(prompts[:needed], Encoder(setup.tokenizer))
     updates = settings.epochs * settings.episodes // settings.minibatch
-    own = {f"{figure}_{source}" for source in asked["source"] for figure in ("score", "refused")}
+    own = {f"{figure}_{source}" for source in sorted(set(asked["source"])) for figure in ("score", "refused")}
     figures = {**_ONLINE_FIGURES, **{name: name for name in own}}
     trainer, config = _online(algorithm, setup, max(map(len, asked["ids"])), updates)
     with _plain_sampling(setup):
@@ -174,6 +174,7 @@ def train_dpo(setup: Setup, pairs: Sequence[PreferencePair]) -> Any:
         DPOConfig,
         setup,
         max(2 * len(p.prompt) + 2 * max(len(p.chosen), len(p.rejected)) for p in pairs),
+        len(pairs) % setup.settings.minibatch,
         num_train_epochs=setup.settings.epochs,
         save_steps=_DPO_SAVE_EVERY,
         beta=setup.settings.dpo_beta,
@@ -215,7 +216,7 @@ def _online(algorithm: str, setup: Setup, prompt_tokens: int, updates: int) -> t
     if algorithm == "rloo":
         # The leave-one-out advantage as it is. PPO whitens its own; Adam does not see the scale.
         own: dict[str, Any] = {"normalize_advantages": False}
-        return RLOOTrainer, _config(RLOOConfig, setup, row_tokens, **common, **own)
+        return RLOOTrainer, _config(RLOOConfig, setup, row_tokens, 0, **common, **own)
     own = {
         # Every token weighs the same, as in PPO; the paper's mean over answers favours short ones.
         "loss_type": "dapo",
@@ -225,15 +226,19 @@ def _online(algorithm: str, setup: Setup, prompt_tokens: int, updates: int) -> t
         # The KL's gradient is then that of the KL which PPO penalises; k3 alone has another one.
         "use_bias_correction_kl": True,
     }
-    return GRPOTrainer, _config(GRPOConfig, setup, row_tokens, **common, **own)
+    return GRPOTrainer, _config(GRPOConfig, setup, row_tokens, 0, **common, **own)
 
 
-def _config(kind: Any, setup: Setup, row_tokens: int, **own: Any) -> Any:
-    """What all three share. Micro-batches keep to `batch_tokens`, counting `row_tokens` for each row."""
+def _config(kind: Any, setup: Setup, row_tokens: int, rest: int, **own: Any) -> Any:
+    """What all three share. Micro-batches keep to `batch_tokens`, counting `row_tokens` for each row.
+
+    They divide the minibatch, and the `rest` of rows that the last one has: DPO's loss is the mean over its
+    micro-batches, in which one of another size would weigh otherwise.
+    """
     settings = setup.settings
     share = max(1, settings.minibatch // setup.processes)
     fitting = max(1, settings.batch_tokens // row_tokens)
-    micro = max(n for n in range(1, share + 1) if share % n == 0 and n <= fitting)
+    micro = max(n for n in range(1, share + 1) if share % n == 0 and rest % n == 0 and n <= fitting)
     config = kind(
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=share // micro,

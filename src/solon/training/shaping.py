@@ -8,12 +8,13 @@ The file is the user's own, like the recipe that names it; nothing is ever fetch
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from solon.errors import UsageError
+from solon.errors import RunError, UsageError
 from solon.training.rollout import Episode, Reward
 
 Shaping = Callable[[Sequence[Episode], Tensor], Tensor]
@@ -29,6 +30,7 @@ def load_shaping(path: Path, name: str) -> Shaping:
     if spec is None or spec.loader is None:
         raise UsageError(f"reinforce.reward: {path} is no Python file. Name one that ends in .py.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Where dataclasses look for the names in their annotations
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # Whatever the user's file raises is told with its name.
@@ -40,5 +42,15 @@ def load_shaping(path: Path, name: str) -> Shaping:
 
 
 def shape(reward: Reward, shaping: Shaping) -> Reward:
-    """`reward` as `shaping` changes it."""
-    return lambda episodes: shaping(episodes, reward(episodes))
+    """`reward` as `shaping` changes it. It raises RunError where that gives no tensor."""
+
+    def shaped(episodes: Sequence[Episode]) -> Tensor:
+        found: object = shaping(episodes, reward(episodes))
+        if not isinstance(found, Tensor):
+            raise RunError(
+                f"reinforce.reward: the function gives a {type(found).__name__}. Let it return a tensor "
+                "with a score for each episode."
+            )
+        return found
+
+    return shaped
