@@ -18,13 +18,14 @@ from itertools import combinations, dropwhile
 from pathlib import Path
 
 import numpy as np
-from lab import Share, add_data, keep, share_of
+from lab import Share, add_data, keep
 from numpy.typing import NDArray
 
 from solon.engines.base import Message, ScoreRequest
 from solon.engines.local import LocalEngine, open_engine
 from solon.models import pick_device, pick_dtype, resolve
 from solon.refusal import is_refusal
+from solon.report.statistics import bootstrap_ratio
 from solon.training.head_start import Linear, fit_classifier
 
 LAYERS = (0.3, 0.5, 0.7, 0.9)
@@ -122,20 +123,27 @@ def fitted(rows: Sequence[Labelled]) -> Classifier:
     found = [fit_classifier(states_nLD[:, i], harm_n, requests) for i in range(len(LAYERS))]
     best = int(np.argmin([each.loss for each in found]))
     unseen_n = found[best].unseen_n
-    about = agreement(unseen_n, harm_n), below(unseen_n, harm_n, HARMLESS)
+    about = agreement(unseen_n, harm_n, requests), below(unseen_n, harm_n, HARMLESS)
     return Classifier(engine, LAYERS[best], found[best].readout, *about)
 
 
-def agreement(said_n: Array, harm_n: Array) -> Agreement:
-    """Of numbers that are positive where harm is told. Raises ValueError without answers of both sorts."""
+def agreement(said_n: Array, harm_n: Array, requests: Sequence[str]) -> Agreement:
+    """Of numbers that are positive where harm is told, with intervals over requests: some have six answers.
+
+    Raises ValueError without answers of both sorts.
+    """
     harmful_n = harm_n >= HARMFUL
-    hits = int(((said_n > 0) == harmful_n).sum())
-    right = share_of(hits, len(said_n))
+    right_n = (said_n > 0) == harmful_n
+    of_n = np.unique(requests, return_inverse=True)[1]
+    hits, counts = np.bincount(of_n, right_n), np.bincount(of_n)
+    right = Share(float(right_n.mean()), *bootstrap_ratio(hits, counts, RESAMPLES, SEED), len(said_n))
     bad, good = said_n[harmful_n], said_n[~harmful_n]
     if not (len(bad) and len(good)):
         raise ValueError("all labels are of one sort")
     above = (bad[:, None] > good) + 0.5 * (bad[:, None] == good)
-    return Agreement(right, Share(float(above.mean()), *_interval(above), len(said_n)))
+    return Agreement(
+        right, Share(float(above.mean()), *_interval(above, of_n[harmful_n], of_n[~harmful_n]), len(said_n))
+    )
 
 
 def below(said_n: Array, harm_n: Array, level: float) -> dict[str, float]:
@@ -150,11 +158,16 @@ def below(said_n: Array, harm_n: Array, level: float) -> dict[str, float]:
     return {"pairs": len(pairs), "equal": float(np.mean(equal)), "ordered": float(np.mean(right))}
 
 
-def _interval(above_bg: Array) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over pairs [harmful, harmless]; both sides are drawn anew."""
-    rng, (bad, good) = np.random.default_rng(SEED), above_bg.shape
-    drawn = ((rng.integers(bad, size=bad), rng.integers(good, size=good)) for _ in range(RESAMPLES))
-    low, high = np.quantile([above_bg[np.ix_(b, g)].mean() for b, g in drawn], (0.025, 0.975))
+def _interval(above_bg: Array, bad_b: Array, good_g: Array) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over pairs [harmful, harmless], whose requests are drawn anew."""
+    rng, requests = np.random.default_rng(SEED), int(max(bad_b.max(), good_g.max())) + 1
+    means = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(rng.integers(requests, size=requests), minlength=requests)
+        weights = times[bad_b].sum() * times[good_g].sum()
+        if weights:  # A draw without an answer of one sort ranks nothing
+            means.append(float(times[bad_b] @ above_bg @ times[good_g] / weights))
+    low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 
 
@@ -178,7 +191,10 @@ def main() -> None:
             "layer": found.layer,
             "classifier": asdict(found.agreement),
             f"both below {HARMLESS:g}": found.below_harmless,
-            **{name: asdict(agreement(said_n, harm_n)) for name, said_n in floors.items()},
+            **{
+                name: asdict(agreement(said_n, harm_n, [r.request for r in rows]))
+                for name, said_n in floors.items()
+            },
         },
     )
 

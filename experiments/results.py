@@ -10,6 +10,7 @@ because they differ by more than prompts explain. With --anew every seed is run,
 """
 
 import argparse
+import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,8 +142,8 @@ def settings(seed: int, prompts: heldout.HeldOut) -> dict[str, Any]:
     return {
         "seed": seed,
         "red_team.heldout": 0,
-        "red_team.heldout_sources": f"[{{file: {prompts.red_team}}}]",
-        "red_team.heldout_helpful": f"[{{file: {prompts.helpful}}}]",
+        "red_team.heldout_sources": json.dumps([{"file": str(prompts.red_team)}]),
+        "red_team.heldout_helpful": json.dumps([{"file": str(prompts.helpful)}]),
         "evaluate.prompts": heldout.RED_TEAM,
         "evaluate.helpful": heldout.HELPFUL,
     }

@@ -37,7 +37,7 @@ class Answered:
 
 
 def named_models(given: Sequence[str]) -> dict[str, ModelSource]:
-    """The models to ask, by name: each given as a run folder (all its models), as NAME=MODEL, or as MODEL.
+    """The models to ask, by name: each given as a run folder (base, SL and RL model), as NAME=MODEL or MODEL.
 
     MODEL is what `solon.models.resolve` takes. Of several run folders each model's name is headed by the
     folder's.
@@ -120,11 +120,16 @@ def write(answers: Sequence[Answered], out: Path) -> Path:
     A line of the readers' file has `item` (from 1), `prompt` and `answer`; a line of the key has `item`,
     `model` and `prompt_number` (the prompt's place in its file, from 1).
     """
-    key = out.with_name(f"{out.stem}.key{out.suffix}")
+    key = key_of(out)
     numbered = list(enumerate(answers, 1))
     _write_lines(out, [{"item": i, "prompt": a.prompt, "answer": a.answer} for i, a in numbered])
     _write_lines(key, [{"item": i, "model": a.model, "prompt_number": a.number + 1} for i, a in numbered])
     return key
+
+
+def key_of(out: Path) -> Path:
+    """Where the key of a readers' file lies."""
+    return out.with_name(f"{out.stem}.key{out.suffix}")
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

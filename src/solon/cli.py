@@ -203,7 +203,7 @@ def judge(
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Option(help="A run folder (all its models), MODEL, or NAME=MODEL. Repeatable."),
+        typer.Option(help="A run folder (its base, SL and RL model), MODEL, or NAME=MODEL. Repeatable."),
     ],
     prompts: Annotated[
         Path,
@@ -218,11 +218,14 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
 ) -> None:
     """Write every model's answers for blind reading: in random order, the key apart."""
-    from solon.blind import ask, named_models, read_texts, shuffled, write
+    from solon.blind import ask, key_of, named_models, read_texts, shuffled, write
     from solon.settings import Sampling
 
     if out.suffix != ".jsonl":
         raise UsageError(f"{out}: the answers are JSON lines. Name the file *.jsonl.")
+    for old in (out, key_of(out)):
+        if old.exists():
+            raise UsageError(f"{old} exists, and readers may have written in it. Name another --out.")
     texts, asked = read_texts(prompts, column), named_models(models)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     key = write(shuffled(ask(asked, texts, sampling, device, dtype, seed), seed), out)

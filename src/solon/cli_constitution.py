@@ -33,7 +33,7 @@ def check(file: ConstitutionFile) -> None:
     found = load_constitution(file)
     shown = found.demonstrations
     training, evaluation = len(found.of("training")), len(found.of("evaluation"))
-    typer.echo(f"{found.name} {found.version}: no problem found. Digest {found.digest}.")
+    typer.echo(f"{found.name} {without_controls(found.version)}: no problem found. Digest {found.digest}.")
     typer.echo(
         f"{training} training and {evaluation} evaluation principles, "
         f"{len(shown.revisions)} worked revisions, {len(shown.comparisons)} worked comparisons."
@@ -52,7 +52,7 @@ def show(file: ConstitutionFile) -> None:
     from solon.constitution import load_constitution
 
     found = load_constitution(file)
-    table = Table(title=f"{found.name} {found.version}", show_lines=True)
+    table = Table(title=escape(f"{found.name} {without_controls(found.version)}"), show_lines=True)
     for name in ("principle", "purpose", "about", "question", "comparisons"):
         table.add_column(name)
     for p in found.principles:

@@ -111,8 +111,8 @@ class Run:
     def execute(self, until: str | None = None) -> list[tuple[Manifest, bool]]:
         """Run all stages up to `until`; each stage's manifest, and whether it was reused.
 
-        Nothing of an older recipe is ever left to be shown beside the new: the old summary goes first, and
-        so do the manifests of stages that no longer fit.
+        Nothing of an older recipe is ever left to be shown beside the new: the old summary and report go
+        first, and so do the manifests of stages that no longer fit.
 
         Of several processes the first does so; the others join it where a stage is distributed, and return
         nothing.
@@ -125,7 +125,8 @@ class Run:
             self._follow(stages)
             return []
         with locked(self.folder):
-            (self.folder / "summary.json").unlink(missing_ok=True)
+            for shown in ("summary.json", "report.html"):
+                (self.folder / shown).unlink(missing_ok=True)
             self._drop_outdated()
             write_atomically(self.folder / "recipe.yaml", recipes.dump(self.recipe))
             write_atomically(self.folder / "constitution.yaml", dump(self.constitution))

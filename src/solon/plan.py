@@ -255,7 +255,7 @@ STAGES: tuple[Stage, ...] = (
         _revise,
         _count_revise,
         roles=lambda r: ("critic", "judge") if r.revise.candidates > 1 else ("critic",),
-        version=4,
+        version=5,
     ),
     Stage(
         4,
@@ -306,7 +306,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _shaping_files,
         roles=lambda r: ("judge",) if _guarded(r) else (),
-        version=10,
+        version=11,
         distributed=True,
     ),
     Stage(
@@ -320,7 +320,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _evaluator_paths,
         roles=lambda r: ("evaluator",),
-        version=3,
+        version=4,
     ),
 )
 

@@ -138,7 +138,9 @@ def _answers_for_blind_reading(run: Path, prompts: Path, out: Path) -> None:
         "rl": count,
     }
     _fails(solon("evaluate", *asked, "--out", "x.csv"), 2, "*.jsonl")
-    _fails(solon("evaluate", *asked, "--models", run, "--out", out), 2, "two models are named killed/base")
+    _fails(solon("evaluate", *asked, "--out", out), 2, "readers may have written in it")
+    other = out.with_name("other.jsonl")
+    _fails(solon("evaluate", *asked, "--models", run, "--out", other), 2, "two models are named killed/base")
 
 
 def test_kill_9_and_resume_equals_no_interruption(tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -64,6 +64,12 @@ def test_what_cannot_be_told_is_left_out_of_the_mean_and_is_no_number() -> None:
     assert found == [Standing(0.7, 0.7, 0.7), Standing(None, None, None)]
 
 
+def test_any_revision_is_better_than_no_answer() -> None:
+    """A judge cannot read an empty text; the candidates among themselves it can."""
+    (found,) = standings(_Table(a=0.2, b=0.0), [_thread("a", "b", before="", first="")])
+    assert found == [Standing(0.85, 1.0, 1.0), Standing(pytest.approx(0.65), 1.0, 1.0)]
+
+
 def test_mean_wins_by_hand() -> None:
     found = mean_wins({(0, 1): 0.8, (0, 2): 0.6, (1, 2): None}, 3)
     assert found == pytest.approx([0.7, 0.2, 0.4])

@@ -13,7 +13,7 @@ from solon.constitution import Principle
 from solon.engines.base import GenerateRequest, ScoreRequest
 from solon.engines.scripted import ScriptedEngine
 from solon.errors import LogprobsUnavailableError
-from solon.feedback.base import Judgement, Question, sigmoid
+from solon.feedback.base import Judgement, Question, settled, sigmoid
 from solon.feedback.calibration import Calibrated, Calibration, fit_calibration, pool_adjacent
 from solon.feedback.chain_of_thought import ChainOfThoughtJudge, Thinking, parse_verdict
 from solon.feedback.check import summarise
@@ -298,3 +298,11 @@ def test_asking_does_not_tell_where_the_better_answer_stands() -> None:
     results = ask(_Says({"p": 0.9}), items, seed=0)
     right = sum((r.p_better or 0) > 0.5 for r in results)
     assert 8 < right < 32  # always "a" is right in about half of them
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "known"),
+    [("x", "y", None), ("x", "x", 0.5), ("", " ", 0.5), ("x", "\n", 1.0), ("", "y", 0.0)],
+)
+def test_what_needs_no_judge(a: str, b: str, known: float | None) -> None:
+    assert settled(a, b) == known

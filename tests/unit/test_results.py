@@ -131,11 +131,11 @@ def test_seeds_that_were_asked_different_prompts_are_not_pooled() -> None:
 def test_agreement_with_people_by_hand() -> None:
     """Harmful: 2, -1; harmless: -3, -1, 1. Right: 2, -3, -1. Of six pairs, 3 + 1/2 + 1 are ranked right."""
     said, harm = np.array([2.0, -1.0, -3.0, -1.0, 1.0]), np.array([1.0, 0.5, 0.0, 0.25, 0.4])
-    found = HARM.agreement(said, harm)
+    found = HARM.agreement(said, harm, ["p", "p", "q", "r", "r"])
     assert found.right.mean == pytest.approx(3 / 5)
     assert found.ranked.mean == pytest.approx(4.5 / 6)
     with pytest.raises(ValueError, match="of one sort"):
-        HARM.agreement(said[:2], harm[:2])
+        HARM.agreement(said[:2], harm[:2], ["p", "q"])
 
 
 def test_the_less_harmful_of_two_answers_by_a_classifier_of_known_odds() -> None:

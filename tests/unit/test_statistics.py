@@ -203,7 +203,7 @@ def test_shares_that_are_all_alike_leave_something_to_know() -> None:
     assert mean_of_shares([0.0] * 28, 100, 0) == wilson(0, 28)
     assert mean_of_shares([1.0, 1.0], 100, 0) == wilson(2, 2)
     assert mean_of_shares([0.0, 1.0, 0.5], 100, 0) == bootstrap_mean([0.0, 1.0, 0.5], 100, 0)
-    assert mean_of_shares([0.5, 0.5], 100, 0) == (0.5, 0.5)
+    assert mean_of_shares([0.5, 0.5], 100, 0) == wilson(1, 2), "equal values do not make it certain"
     with pytest.raises(ValueError, match="one number or more"):
         mean_of_shares([], 100, 0)
 
@@ -220,5 +220,6 @@ def test_trials_of_one_unit_count_as_one() -> None:
     alone = bootstrap_mean([1.0] * 15 + [0.0] * 5, 4000, 0)
     assert (low, high) == pytest.approx(alone)
     assert bootstrap_ratio([3.0] * 4, [3.0] * 4, 100, 0) == wilson(4, 4)
+    assert bootstrap_ratio([1.0, 2.0] * 2, [2.0, 4.0] * 2, 100, 0) == wilson(2, 4)
     with pytest.raises(ValueError, match="of each unit both"):
         bootstrap_ratio([1.0], [0.0], 100, 0)

@@ -14,6 +14,7 @@ from solon.text import (
     is_degenerate,
     jaccard,
     leading_sentences,
+    without_controls,
     word_ngrams,
     words,
 )
@@ -215,3 +216,9 @@ def test_fifty_thousand_texts_are_feasible() -> None:
     kept = drop_near_duplicates(texts, 0.6)
     assert time.perf_counter() - start < 60
     assert 0 < len(kept) < 50_000
+
+
+def test_what_would_change_a_terminal_is_no_text() -> None:
+    assert without_controls("a\x1b[31m\x07b") == "a\ufffd[31m\ufffdb"
+    assert without_controls("a\tb\r\nc\n") == "a\tb\r\nc\n"
+    assert without_controls("bad\r~ all fine") == "bad\ufffd~ all fine", "it would be written over"

@@ -104,6 +104,24 @@ def unanswerable(question: Question) -> str | None:
     return None
 
 
+def settled(a: str, b: str) -> float | None:
+    """P(a is better) where no judge is needed, else None: equal texts are a tie, nothing is worse than any.
+
+    A judge cannot read an empty text. Left out, the answers of a model that falls silent would be missing
+    where it loses the most.
+    """
+    said, before = bool(a.strip()), bool(b.strip())
+    if a == b or not (said or before):
+        return 0.5
+    return None if said and before else float(said)
+
+
+def verdict(question: Question, said: Judgement) -> float | None:
+    """P(the question's a is better): what is settled, or what the judge said; None where it cannot tell."""
+    known = settled(question.a, question.b)
+    return said.p_a if known is None else known
+
+
 def judged(
     questions: Sequence[Question], work: Callable[[Sequence[Question]], Sequence[Judgement]]
 ) -> list[Judgement]:

@@ -131,20 +131,20 @@ def _metrics(step: Step) -> dict[str, Any]:
 
 
 def _resumed(path: Path) -> dict[str, int]:
-    """How often each stage was started anew since it had last finished, from the event log."""
+    """How often each stage was started anew, with the same settings, before it finished: by the event log."""
     if not path.exists():
         return {}
     counts: dict[str, int] = {}
-    open_stages: set[str] = set()
+    begun: dict[str, Any] = {}  # By stage the key under which it began, until it has finished
     for event in _events(path):
         if event.get("event") != "stage":
             continue
         name = str(event.get("stage"))
         if event.get("state") == "started":
-            counts[name] = counts.get(name, 0) + 1 if name in open_stages else 0
-            open_stages.add(name)
+            counts[name] = counts.get(name, 0) + 1 if begun.get(name) == event.get("key") else 0
+            begun[name] = event.get("key")
         else:
-            open_stages.discard(name)
+            begun.pop(name, None)
     return {name: count for name, count in counts.items() if count}
 
 

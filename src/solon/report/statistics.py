@@ -65,7 +65,7 @@ def bootstrap_mean(values: ArrayLike, resamples: int, seed: int, level: float = 
 
 
 def mean_of_shares(values: ArrayLike, resamples: int, seed: int) -> tuple[float, float]:
-    """Interval of a mean of shares, one for each prompt: `bootstrap_mean`; where all are 0 or 1, Wilson's.
+    """Interval of a mean of shares, one for each prompt: `bootstrap_mean`; where all are equal, Wilson's.
 
     Equal values resampled are a point, which says that nothing is left to know.
 
@@ -73,7 +73,7 @@ def mean_of_shares(values: ArrayLike, resamples: int, seed: int) -> tuple[float,
         ValueError: no values.
     """
     values_N = np.asarray(values, dtype=np.float64)
-    if values_N.size and (values_N == values_N[0]).all() and values_N[0] in (0.0, 1.0):
+    if values_N.size and (values_N == values_N[0]).all():
         return wilson(float(values_N.sum()), values_N.size)
     return bootstrap_mean(values_N, resamples, seed)
 
@@ -83,7 +83,7 @@ def bootstrap_ratio(
 ) -> tuple[float, float]:
     """Percentile interval of sum(hits) / sum(counts) over units drawn anew (Efron & Tibshirani 1993, ch. 13).
 
-    Where every count is hit, or none, Wilson's interval for as many trials as there are units: a unit's own
+    Where all units have the same share, Wilson's interval for as many trials as there are units: a unit's own
     trials tell the same.
 
     Args:
@@ -97,9 +97,8 @@ def bootstrap_ratio(
         raise ValueError(
             f"hits of shape {hits_N.shape} of counts of shape {counts_N.shape}: of each unit both."
         )
-    share = hits_N.sum() / counts_N.sum()
-    if share in (0.0, 1.0):
-        return wilson(share * hits_N.size, hits_N.size)
+    if (hits_N * counts_N[0] == hits_N[0] * counts_N).all():
+        return wilson(float(hits_N[0] / counts_N[0]) * hits_N.size, hits_N.size)
     drawn_RN = _resampled_counts(hits_N.size, resamples, seed)
     low, high = np.quantile((drawn_RN @ hits_N) / (drawn_RN @ counts_N), _tails(level))
     return float(low), float(high)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from solon.feedback.base import Judge, Judgement, Question
+from solon.feedback.base import Judge, Question, verdict
 
 Duels = Mapping[tuple[int, int], float | None]
 """The probability that answer i beats answer j > i; None where it could not be told."""
@@ -45,7 +45,7 @@ def standings(judge: Judge, threads: Sequence[Candidates]) -> list[list[Standing
     asked = [_questions(thread) for thread in threads]
     told = iter(judge.compare([question for questions in asked for question in questions]))
     return [
-        _standings(thread, [next(told) for _ in questions])
+        _standings(thread, [verdict(question, next(told)) for question in questions])
         for thread, questions in zip(threads, asked, strict=True)
     ]
 
@@ -59,12 +59,12 @@ def _questions(thread: Candidates) -> list[Question]:
     return [*duels, *(replace(thread.about, a=text, b=thread.first) for text in thread.texts)]
 
 
-def _standings(thread: Candidates, said: Sequence[Judgement]) -> list[Standing]:
+def _standings(thread: Candidates, said: Sequence[float | None]) -> list[Standing]:
     count = len(thread.texts)
     pairs = list(combinations(range(count + 1), 2))
-    duels = {pair: judgement.p_a for pair, judgement in zip(pairs, said, strict=False)}
+    duels = dict(zip(pairs, said, strict=False))
     against = [duels[i, count] for i in range(count)]
-    better = [judgement.p_a for judgement in said[len(pairs) :]] or against
+    better = said[len(pairs) :] or against
     wins = mean_wins(duels, count + 1)
     return [Standing(*one) for one in zip(wins[:count], against, better, strict=True)]
 

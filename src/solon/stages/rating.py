@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solon.digest import seed_from
 from solon.errors import RunError
-from solon.feedback.base import Question
+from solon.feedback.base import Question, settled
 from solon.feedback.calibration import Calibrated
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
@@ -154,10 +154,10 @@ class Watch:
             )
             for p, text, first in zip(self._prompts, texts, self._first, strict=True)
         ]
-        settled = [_settled(question) for question in questions]
-        asked = [q for q, known in zip(questions, settled, strict=True) if known is None]
+        known = [settled(question.a, question.b) for question in questions]
+        asked = [question for question, p in zip(questions, known, strict=True) if p is None]
         judged = iter(self._opened().compare(asked) if asked else [])
-        return [next(judged).p_a if known is None else known for known in settled]
+        return [next(judged).p_a if p is None else p for p in known]
 
     def _opened(self) -> Calibrated:
         """The judge, opened at the first check: its model lies in memory only where the guard is on."""
@@ -165,11 +165,3 @@ class Watch:
             engine = role_engine(self._recipe, self._inputs, "judge")
             self._judge = picked_judge(self._recipe, self._inputs, engine)
         return self._judge
-
-
-def _settled(question: Question) -> float | None:
-    """The rating that needs no judge: equal texts are a tie, and no answer is worse than any."""
-    said, before = bool(question.a.strip()), bool(question.b.strip())
-    if question.a == question.b or not (said or before):
-        return 0.5
-    return None if said and before else float(said)
