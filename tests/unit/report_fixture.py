@@ -217,10 +217,12 @@ def _write(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
 
 def _write_events(path: Path) -> None:
     events = [
-        {"event": "stage", "stage": "revise", "state": "started"},
+        # With other settings first, which is no interruption of what followed
+        {"event": "stage", "stage": "revise", "key": "old", "state": "started"},
+        {"event": "stage", "stage": "revise", "key": "new", "state": "started"},
         {"event": "batch", "stage": "revise"},
-        {"event": "stage", "stage": "revise", "state": "started"},
-        {"event": "stage", "stage": "revise", "state": "finished"},
+        {"event": "stage", "stage": "revise", "key": "new", "state": "started"},
+        {"event": "stage", "stage": "revise", "key": "new", "state": "finished"},
     ]
     lines = [json.dumps({"time": i, **event}) for i, event in enumerate(events)]
     path.write_text("\n".join(lines) + '\n{"time": 9, "ev', encoding="utf-8")

@@ -141,7 +141,8 @@ def _resumed(path: Path) -> dict[str, int]:
             continue
         name = str(event.get("stage"))
         if event.get("state") == "started":
-            counts[name] = counts.get(name, 0) + 1 if begun.get(name) == event.get("key") else 0
+            again = name in begun and begun[name] == event.get("key")
+            counts[name] = counts.get(name, 0) + 1 if again else 0
             begun[name] = event.get("key")
         else:
             begun.pop(name, None)
