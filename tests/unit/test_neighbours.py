@@ -173,6 +173,11 @@ def test_the_reward_sees_the_episodes_of_the_prompts_in_their_order(algorithm: A
     helpful = [e for e in first if e.source == "helpful"]
     assert found["score_helpful"] == pytest.approx(float(OddShare()(helpful).mean()))
     assert found["refused_helpful"] == sum(e.refused for e in helpful) / len(helpful)
+    by_source = [name for name in found if name.startswith(("score_", "refused_"))]
+    kinds = sorted({p.source for p in MIXED})
+    assert by_source == [f"{figure}_{kind}" for kind in kinds for figure in ("score", "refused")], (
+        "every time"
+    )
 
 
 @BOTH

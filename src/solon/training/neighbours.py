@@ -121,7 +121,8 @@ def train_online(
         raise ValueError(f"{len(prompts)} prompts for {needed} groups of answers")
     asked = _questions(prompts[:needed], Encoder(setup.tokenizer))
     updates = settings.epochs * settings.episodes // settings.minibatch
-    own = {f"{figure}_{source}" for source in sorted(set(asked["source"])) for figure in ("score", "refused")}
+    # In a fixed order: a set of strings has another one in every process
+    own = [f"{figure}_{source}" for source in sorted(set(asked["source"])) for figure in ("score", "refused")]
     figures = {**_ONLINE_FIGURES, **{name: name for name in own}}
     trainer, config = _online(algorithm, setup, max(map(len, asked["ids"])), updates)
     with _plain_sampling(setup):
@@ -238,7 +239,7 @@ def _config(kind: Any, setup: Setup, row_tokens: int, rest: int, **own: Any) -> 
     settings = setup.settings
     share = max(1, settings.minibatch // setup.processes)
     fitting = max(1, settings.batch_tokens // row_tokens)
-    micro = max(n for n in range(1, share + 1) if share % n == 0 and rest % n == 0 and n <= fitting)
+    micro = max(n for n in range(1, share + 1) if math.gcd(share, rest) % n == 0 and n <= fitting)
     config = kind(
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=share // micro,
