@@ -116,10 +116,17 @@ def settled(a: str, b: str) -> float | None:
     return None if said and before else float(said)
 
 
-def verdict(question: Question, said: Judgement) -> float | None:
-    """P(the question's a is better): what is settled, or what the judge said; None where it cannot tell."""
-    known = settled(question.a, question.b)
-    return said.p_a if known is None else known
+def preferences(
+    questions: Sequence[Question], compare: Callable[[Sequence[Question]], Sequence[Judgement]]
+) -> list[float | None]:
+    """P(a is better) of all questions; a judge's `compare` is given those that are not settled, if any.
+
+    None where the judge could not tell.
+    """
+    known = [settled(question.a, question.b) for question in questions]
+    asked = [question for question, p in zip(questions, known, strict=True) if p is None]
+    told = iter(compare(asked) if asked else [])
+    return [next(told).p_a if p is None else p for p in known]
 
 
 def judged(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from solon.feedback.base import Judge, Question, verdict
+from solon.feedback.base import Judge, Question, preferences
 
 Duels = Mapping[tuple[int, int], float | None]
 """The probability that answer i beats answer j > i; None where it could not be told."""
@@ -43,9 +43,9 @@ class Standing:
 def standings(judge: Judge, threads: Sequence[Candidates]) -> list[list[Standing]]:
     """Each thread's candidates, in their order."""
     asked = [_questions(thread) for thread in threads]
-    told = iter(judge.compare([question for questions in asked for question in questions]))
+    told = iter(preferences([question for questions in asked for question in questions], judge.compare))
     return [
-        _standings(thread, [verdict(question, next(told)) for question in questions])
+        _standings(thread, [next(told) for _ in questions])
         for thread, questions in zip(threads, asked, strict=True)
     ]
 

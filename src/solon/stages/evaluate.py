@@ -16,7 +16,7 @@ from solon.constitution import Principle
 from solon.digest import digest, seed_from
 from solon.engines.base import Engine, GenerateRequest, completions, tokens_used
 from solon.engines.local import LocalEngine
-from solon.feedback.base import Judge, Judgement, Question, verdict
+from solon.feedback.base import Judge, Question, preferences
 from solon.feedback.opening import Picked, pick
 from solon.models import ModelSource, resolve
 from solon.pipeline import Inputs
@@ -151,8 +151,8 @@ def _verdicts(
             Question(principle, a.prompt, a.text, b.text, kind=a.prompt_kind)
             for (a, b), principle in zip(batch, principles, strict=True)
         ]
-        found = zip(batch, questions, judge.compare(questions), strict=True)
-        rows = [_verdict(inputs, judge.name, *pair, question, said) for pair, question, said in found]
+        found = zip(batch, principles, preferences(questions, judge.compare), strict=True)
+        rows = [_verdict(inputs, judge.name, *pair, principle, p_a) for pair, principle, p_a in found]
         return rows, tokens_used(engine) - before
 
     plan = [(f"verdicts-{told}-{name}", batch) for name, batch in in_batches(pairs, recipe.evaluate.batch)]
@@ -160,12 +160,12 @@ def _verdicts(
 
 
 def _verdict(
-    inputs: Inputs, judge: str, a: Written, b: Written, question: Question, said: Judgement
+    inputs: Inputs, judge: str, a: Written, b: Written, principle: Principle, p_a: float | None
 ) -> Verdict:
     return Verdict(
         parents=(a.id, b.id),
         origin=judge,
-        principle=question.principle.id,
+        principle=principle.id,
         constitution=inputs.constitution.digest,
         prompt_id=a.prompt_id,
         on=a.prompt_kind,
@@ -173,7 +173,7 @@ def _verdict(
         b_model=b.origin,
         a_id=a.id,
         b_id=b.id,
-        p_a=verdict(question, said),
+        p_a=p_a,
     )
 
 
@@ -269,8 +269,6 @@ def _revision_curve(recipe: Recipe, inputs: Inputs, judge: Judge) -> list[dict[s
             )
             for i in sorted(first)
         ]
-        judged = zip(questions, judge.compare(questions), strict=True)
-        scored = [verdict(question, said) for question, said in judged]
-        wins = [win(p_a) for p_a in scored if p_a is not None]
+        wins = [win(p_a) for p_a in preferences(questions, judge.compare) if p_a is not None]
         curve.append({"round": number, **_win_rate(wins)})
     return curve

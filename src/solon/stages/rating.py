@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solon.digest import seed_from
 from solon.errors import RunError
-from solon.feedback.base import Question, settled
+from solon.feedback.base import Question, preferences
 from solon.feedback.calibration import Calibrated
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
@@ -154,10 +154,7 @@ class Watch:
             )
             for p, text, first in zip(self._prompts, texts, self._first, strict=True)
         ]
-        known = [settled(question.a, question.b) for question in questions]
-        asked = [question for question, p in zip(questions, known, strict=True) if p is None]
-        judged = iter(self._opened().compare(asked) if asked else [])
-        return [next(judged).p_a if p is None else p for p in known]
+        return preferences(questions, lambda asked: self._opened().compare(asked))
 
     def _opened(self) -> Calibrated:
         """The judge, opened at the first check: its model lies in memory only where the guard is on."""

@@ -219,7 +219,6 @@ def _fit(recipe: Recipe, model: RewardModel, pairs: Sequence[EncodedPair], works
     plan = plan_steps([p.prompt_id for p in pairs], settings.batch, settings.epochs, recipe.seed)
     state = Resumable(workspace, optimiser)
     first, _ = state.resume()
-    model.eval()  # No dropout: a run that goes on would draw another one
     with workspace.reporter.task("reward", len(plan), "steps") as advance:
         advance(first)
         for step in range(first, len(plan)):

@@ -192,10 +192,13 @@ def new_reward_model(
     at: ReadAt = LAST_TOKEN,
     gated: bool = False,
 ) -> RewardModel:
-    """A reward model that starts from a language model's trunk; only blocks that are read get adapters."""
+    """A reward model that starts from a language model's trunk; only blocks that are read get adapters.
+
+    In eval mode, also for its training: a run that goes on after a kill would draw another dropout.
+    """
     model = load_trunk(source, device, dtype)
     trunk = add_adapter(model, lora, seed, "default", at.blocks_of(model))
-    return RewardModel(trunk, seed=seed, at=at, gated=gated).to(device)
+    return RewardModel(trunk, seed=seed, at=at, gated=gated).to(device).eval()
 
 
 def load_reward_model(folder: Path, trunk: Any, tokenizer: Any, adapter: str = "reward") -> RewardModel:
