@@ -255,7 +255,7 @@ STAGES: tuple[Stage, ...] = (
         _revise,
         _count_revise,
         roles=lambda r: ("critic", "judge") if r.revise.candidates > 1 else ("critic",),
-        version=5,
+        version=6,
     ),
     Stage(
         4,

@@ -144,8 +144,8 @@ _BATCH = TypeAdapter(Batch)
 class StageResult:
     """What a stage returns: its rows, figures for the report, and the outputs other than rows.
 
-    `outputs` are files or folders below the stage's own folder that later stages read; `tokens` are
-    those that no batch of the journal has counted.
+    `outputs` are files or folders below the stage's own folder that later stages read; `tokens` are those
+    that models have read and generated, or learnt from, and that no batch of the journal has counted.
     """
 
     rows: Iterable[Row]
@@ -233,13 +233,14 @@ class Journalled(Generic[R]):
 
 
 class Workspace:
-    """The folder of one stage while it works."""
+    """The folder of one stage while it works. `counted`: tokens that this attempt's batches took."""
 
     def __init__(self, stage: str, folder: Path, events: EventLog, reporter: Reporter) -> None:
         self.stage = stage
         self.folder = folder
         self.events = events
         self.reporter = reporter
+        self.counted = 0
         self._started = time.monotonic()
 
     def begin(self, key: str) -> None:
@@ -261,19 +262,24 @@ class Workspace:
         self,
         plan: Sequence[tuple[str, Sequence[Item]]],
         row: type[R],
-        work: Callable[[Sequence[Item]], tuple[list[R], int]],
+        work: Callable[[Sequence[Item]], list[R]],
         unit: str,
+        used: Callable[[], int],
     ) -> Journalled[R]:
         """Do the planned batches that are not done yet; all rows, in the order of the plan.
 
         Rows reach the disk batch by batch, and only one batch lies in memory. `work` maps the items of one
-        batch to its rows and the number of tokens it took.
+        batch to its rows; `used` tells how many tokens models have read and generated so far.
         """
         total = sum(len(items) for _, items in plan)
         with self.reporter.task(self.stage, total, unit) as advance:
             for name, items in plan:
                 if name not in self.journal.batches:
-                    rows, tokens, seconds = self._timed(work, items)
+                    start, before = time.monotonic(), used()
+                    rows = work(items)
+                    seconds = round(time.monotonic() - start, 3)
+                    tokens = used() - before
+                    self.counted += tokens
                     self.record(name, rows, tokens, seconds)
                     self.events.write("batch", stage=self.stage, batch=name, rows=len(rows), seconds=seconds)
                 advance(len(items))
@@ -282,14 +288,6 @@ class Workspace:
     def record(self, name: str, rows: Sequence[Row], tokens: int, seconds: float) -> None:
         """Add one finished batch to the journal."""
         self.journal.append(Batch(name, [r.model_dump(mode="json") for r in rows], seconds, tokens))
-
-    @staticmethod
-    def _timed(
-        work: Callable[[Sequence[Item]], tuple[list[R], int]], items: Sequence[Item]
-    ) -> tuple[list[R], int, float]:
-        start = time.monotonic()
-        rows, tokens = work(items)
-        return rows, tokens, round(time.monotonic() - start, 3)
 
     def finish(self, key: str, row: type[Row], result: StageResult, earlier: float) -> Manifest:
         """Freeze the rows, then write the manifest: from here on the stage is done."""

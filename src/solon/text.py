@@ -162,17 +162,30 @@ def leading_sentences(text: str, most: int) -> str:
     A sentence is said again if its words, or more than half of its word trigrams, stood before it in one that
     is kept. A text with fewer sentences comes back whole.
     """
+    return text[: _leading(text, _sentence_ends(text), most)]
+
+
+def says_enough(text: str, most: int) -> bool:
+    """Whether `leading_sentences(text, most)` is settled, so that nothing added to the text would change it.
+
+    What follows a sentence decides whether it has ended: ends with nothing behind them do not count yet.
+    """
+    return _leading(text, [end for end in _sentence_ends(text) if text[end:].strip()], most) is not None
+
+
+def _leading(text: str, ends: Sequence[int], most: int) -> int | None:
+    """Where the leading sentences end, of sentences that end there; None: all of the text is theirs."""
     kept: list[str] = []
     start = 0
-    for end in _sentence_ends(text):
+    for end in ends:
         sentence = text[start:end]
         if any(words(sentence) == words(said) or copied_share(sentence, said) > 0.5 for said in kept):
-            return text[:start]
+            return start
         kept.append(sentence)
         start = end
         if len(kept) == most:
-            return text[:end]
-    return text
+            return end
+    return None
 
 
 def _sentence_ends(text: str) -> list[int]:

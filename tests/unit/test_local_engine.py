@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from solon.engines import decode
 from solon.engines.base import START_TOKENS, GenerateRequest, Message, ScoreRequest, completions, scores, user
 from solon.engines.local import LocalEngine
+from solon.engines.sampling import Chooser
 from solon.errors import RunError, UsageError
 from solon.settings import Sampling
+from solon.text import leading_sentences
 
 WARM = Sampling(max_tokens=12, temperature=1.0, top_p=0.95)
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
@@ -50,10 +54,49 @@ def test_generation_depends_on_neither_order_nor_batch(tiny_engine: LocalEngine,
     assert shuffled == [together[i] for i in order]
 
 
+@pytest.mark.parametrize("sampling", [WARM, GREEDY], ids=str)
+def test_rows_are_chosen_for_as_if_together(
+    sampling: Sampling, tiny_engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = completions(tiny_engine, requests(sampling))
+    choose, counts = Chooser.__call__, set[int]()
+
+    def counting(self: Chooser, logits_BV: torch.Tensor, rows_B: torch.Tensor, number: int) -> torch.Tensor:
+        counts.add(len(logits_BV))
+        return choose(self, logits_BV, rows_B, number)
+
+    monkeypatch.setattr(Chooser, "__call__", counting)
+    monkeypatch.setattr(decode, "_CHOSEN", 3)
+    few = completions(tiny_engine, requests(sampling))
+    assert max(counts) == 3
+    assert few == together
+    assert [c.logprobs for c in few] == [c.logprobs for c in together]
+
+
 def test_seeds_decide(tiny_engine: LocalEngine) -> None:
     first, again, other = completions(tiny_engine, [GenerateRequest(user("Hi"), WARM, s) for s in (1, 1, 2)])
     assert first == again
     assert first.token_ids != other.token_ids
+
+
+def test_a_row_whose_sentences_are_full_stops_and_nothing_else_changes(tiny_engine: LocalEngine) -> None:
+    hot = Sampling(max_tokens=160, temperature=3.0)
+    asked = [GenerateRequest(user("Why?"), hot, seed, (1, 2, None)[seed % 3]) for seed in range(48)]
+    whole = completions(tiny_engine, [replace(request, sentences=None) for request in asked])
+    stopped = completions(tiny_engine, asked)
+    shorter = 0
+    for request, all_, some in zip(asked, whole, stopped, strict=True):
+        assert some.token_ids == all_.token_ids[: some.new_tokens]
+        assert some.logprobs == pytest.approx(all_.logprobs[: some.new_tokens], abs=1e-4)
+        if request.sentences is None:
+            assert some == all_
+            continue
+        kept = leading_sentences(all_.text, request.sentences)
+        assert leading_sentences(some.text, request.sentences) == kept
+        if some.new_tokens < all_.new_tokens:
+            assert some.finish == "length"
+            shorter += 1
+    assert shorter
 
 
 def test_mixed_sampling_settings_come_back_in_order(tiny_engine: LocalEngine) -> None:

@@ -36,7 +36,7 @@ def _plain_logits(engine: LocalEngine, row: tuple[int, ...]) -> torch.Tensor:
 @torch.inference_mode()
 def test_cache_gives_the_logits_of_a_plain_forward(tiny_engine: LocalEngine) -> None:
     rows = [(5, 6, 7, 8, 9), (5, 6, 7, 11), (5, 6, 7, 8, 9), (5, 6, 7, 20, 21, 22, 23)]
-    filled = prefill(tiny_engine.model, rows, pad=2, room=4, apart=False)
+    filled = prefill(tiny_engine.model, rows, pad=2, room=4, apart=False, together=2048)
     layout, cache = filled.layout, filled.cache
     start = cache.get_seq_length()
     assert start == layout.ids_BT.shape[1] - 1

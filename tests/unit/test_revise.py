@@ -83,7 +83,7 @@ def _revised(texts: Sequence[str], rounds: int = 1, **settings: object) -> list[
     inputs = Inputs(CONSTITUTION, MODEL, {}, Path(), {})
     engine = ScriptedEngine(lambda _: next(left))
     prompt = Prompt(origin="o", text="Q", kind="red_team", split="train")
-    rows, _ = Reviser(recipe, inputs, engine, engine, _Longest()).work([prompt])
+    rows = Reviser(recipe, inputs, engine, engine, _Longest()).work([prompt])
     return [row for row in rows if row.kind == "revision"]
 
 
@@ -97,6 +97,20 @@ def test_a_revision_is_cut_before_it_is_judged() -> None:
     assert one.better == pytest.approx(1 / (1 + 2.0 ** (len("First.") - len(one.text))))
     assert one.chosen
     assert not two.chosen
+
+
+def test_an_engine_may_stop_a_revision_where_it_will_be_cut() -> None:
+    told: list[int | None] = []
+
+    def reply(request: GenerateRequest) -> str:
+        told.append(request.sentences)
+        return "I will not."
+
+    recipe = Recipe.model_validate({"name": "r", "revise": {"rounds": 1, "sentences": 2}})
+    engine = ScriptedEngine(reply)
+    prompt = Prompt(origin="o", text="Q", kind="red_team", split="train")
+    Reviser(recipe, Inputs(CONSTITUTION, MODEL, {}, Path(), {}), engine, engine, None).work([prompt])
+    assert told == [None, None, 2], "answer and critique are kept whole"
 
 
 def test_a_later_round_is_still_measured_by_the_first_answer() -> None:
@@ -124,7 +138,7 @@ def test_an_ordinary_prompt_is_asked_again_while_its_answer_evades(tries: int, a
 
     engine = ScriptedEngine(reply)
     prompt = Prompt(origin="o", text="Q", kind="helpful", split="train")
-    rows, _ = Reviser(recipe, inputs, engine, engine, None).work([prompt])
+    rows = Reviser(recipe, inputs, engine, engine, None).work([prompt])
     evasive = [(n, "evasive") for n in range(2)]
     assert [(row.number, row.unusable) for row in rows] == [*evasive, (2, None)][:asked]
     assert len(set(seeds)) == asked

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from solon.engines.base import GenerateRequest, ScoreRequest, completions, scores, user
+from solon.engines.base import GenerateRequest, ScoreRequest, completions, scores, used_by, user
 from solon.engines.scripted import END, ScriptedEngine
 from solon.errors import RunError
+from solon.recipe import Recipe
 from solon.settings import Sampling
+from solon.stages import evaluate
 
 ASKED = GenerateRequest(user("one two three"), Sampling(max_tokens=3), seed=0)
 SCORED = ScoreRequest(user("one two three"), "a b")
@@ -22,6 +24,24 @@ def test_replies_are_cut_at_max_tokens() -> None:
     assert END not in long.token_ids
     assert short.prompt_tokens == 3
     assert (engine.tokens_generated, engine.tokens_read) == (9, 9)
+
+
+def test_tokens_of_several_engines_are_counted_once_each() -> None:
+    one, other = ScriptedEngine(lambda _: "yes"), ScriptedEngine(lambda _: "yes yes")
+    used = used_by(one, other, one)
+    completions(one, [ASKED])
+    completions(other, [ASKED])
+    assert used() == (3 + 2) + (3 + 3), "three words read, one or two said, and the end"
+
+
+def test_evaluation_counts_the_tokens_of_models_that_it_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = {"base": ScriptedEngine(lambda _: "yes"), "sl": ScriptedEngine(lambda _: "yes yes")}
+    monkeypatch.setattr(evaluate, "engine_for", lambda recipe, name: opened[name])
+    engines = evaluate._OneAtATime(Recipe(name="r"), {name: name for name in opened})  # type: ignore[misc]
+    assert engines.used() == 0
+    for name, total in (("base", 5), ("base", 10), ("sl", 16)):
+        completions(engines.open(name), [ASKED])
+        assert engines.used() == total
 
 
 def test_scores_and_hidden_states_are_the_functions() -> None:

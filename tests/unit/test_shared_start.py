@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from solon.engines import prefix
 from solon.engines.base import GenerateRequest, Message, completions
 from solon.engines.decode import decode
 from solon.engines.local import LocalEngine
@@ -69,15 +70,29 @@ ENDS: list[tuple[int, ...]] = [(50, 51), (60,), (50, 51), (70, 71, 72, 73)]
 ROWS = [(*range(3, 40), *end) for end in ENDS]
 
 
+@pytest.mark.parametrize(("enough", "passes"), [(1, 2), (256, 1)], ids=["by length", "together"])
 @torch.inference_mode()
-def test_logits_are_those_of_a_plain_forward(tiny_engine: LocalEngine) -> None:
+def test_logits_are_those_of_a_plain_forward(
+    enough: int, passes: int, tiny_engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from solon.engines.decode import _begin
 
+    computed = prefix._group
+    groups: list[int] = []
+
+    def counting(model: Any, layout: prefix.Layout, *rest: Any) -> list[KeptLayer]:
+        groups.append(len(layout.ids_BT))
+        return computed(model, layout, *rest)
+
+    monkeypatch.setattr(prefix, "_ENOUGH", enough)
+    monkeypatch.setattr(prefix, "_group", counting)
     model = tiny_engine.model
     with start_apart(model):
-        batch, logits_BV = _begin(model, ROWS, 2, 4, apart=True)
+        batch, logits_BV = _begin(model, ROWS, 2, 4, True, 2048)
         assert batch._kept == 37
         assert batch.start_is_read
+        # Rows of two, one and four tokens of their own, of which the last is not computed here
+        assert len(groups) == passes
         again_BV = batch.forward(torch.tensor([5, 6, 7, 8]))
     for row, new, first, second in zip(ROWS, (5, 6, 7, 8), logits_BV, again_BV, strict=True):
         plain = model(input_ids=torch.tensor([[*row, new]])).logits[0]
@@ -87,8 +102,8 @@ def test_logits_are_those_of_a_plain_forward(tiny_engine: LocalEngine) -> None:
 
 def test_the_start_is_kept_once(tiny_engine: LocalEngine) -> None:
     with torch.inference_mode(), start_apart(tiny_engine.model):
-        apart = prefill(tiny_engine.model, ROWS, 2, 4, apart=True)
-        copied = prefill(tiny_engine.model, ROWS, 2, 4, apart=False)
+        apart = prefill(tiny_engine.model, ROWS, 2, 4, True, 2048)
+        copied = prefill(tiny_engine.model, ROWS, 2, 4, False, 2048)
     assert (apart.kept, copied.kept) == (37, 0)
     layer: Any = apart.cache.layers[0]
     assert layer.start.keys.shape[0] == 1
@@ -135,3 +150,28 @@ def test_a_long_start_does_not_shrink_the_batches(tiny_engine: LocalEngine) -> N
     next(results)
     assert engine.tokens_generated == sum(c.new_tokens for c in completions(tiny_engine, requests))
     results.close()  # type: ignore[attr-defined]
+
+
+def test_prompts_of_a_batch_are_computed_a_few_at_a_time(
+    tiny_engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve long prompts are one batch, and at most `batch_tokens` of them one pass."""
+    start = (Message("user", "the same long start of everything " * 8), Message("assistant", "yes"))
+    requests = [
+        GenerateRequest((*start, Message("user", f"{i} " + "and more " * 20)), Sampling(max_tokens=8), i)
+        for i in range(12)
+    ]
+    passes: list[int] = []
+    computed = prefix._pass
+
+    def counting(model: Any, cache: Any, ids_BT: Tensor, *rest: Tensor) -> None:
+        passes.append(ids_BT.numel())
+        computed(model, cache, ids_BT, *rest)
+
+    expected = completions(tiny_engine, requests)
+    monkeypatch.setattr(prefix, "_pass", counting)
+    engine = LocalEngine(tiny_engine.model, tiny_engine.tokenizer, "t", batch_tokens=512)
+    assert completions(engine, requests) == expected
+    shared, *own = passes
+    assert shared > WORTH, "one batch: the start is computed once"
+    assert max(own) <= 512 < sum(own)

@@ -59,22 +59,37 @@ def test_finished_batches_are_not_done_again(tmp_path: Path) -> None:
     plan = [("a", ["one"]), ("b", ["two"]), ("c", ["three"])]
     calls: list[str] = []
 
-    def work(items: list[str]) -> tuple[list[Prompt], int]:
+    def work(items: list[str]) -> list[Prompt]:
         calls.extend(items)
         if items == ["two"] and calls.count("two") == 1:
             raise KeyboardInterrupt
-        return [_prompt(text) for text in items], 1
+        return [_prompt(text) for text in items]
 
     with pytest.raises(KeyboardInterrupt):
-        _workspace(tmp_path).batches(plan, Prompt, work, "prompts")
-    rows = _workspace(tmp_path).batches(plan, Prompt, work, "prompts")
+        _workspace(tmp_path).batches(plan, Prompt, work, "prompts", int)
+    rows = _workspace(tmp_path).batches(plan, Prompt, work, "prompts", int)
     assert calls == ["one", "two", "two", "three"]
     assert [row.text for row in rows] == ["one", "two", "three"]
 
 
+def test_tokens_of_a_batch_are_those_used_meanwhile(tmp_path: Path) -> None:
+    used = [100]
+
+    def work(items: list[str]) -> list[Prompt]:
+        used[0] += len(items[0])
+        return [_prompt(items[0])]
+
+    workspace = _workspace(tmp_path)
+    plan = [("a", ["one"]), ("b", ["three"])]
+    rows = workspace.batches(plan, Prompt, work, "prompts", lambda: used[0])
+    assert {name: entry.tokens for name, entry in workspace.journal.batches.items()} == {"a": 3, "b": 5}
+    assert workspace.counted == 8
+    assert workspace.finish("key", Prompt, StageResult(rows, tokens=10), 0.0).tokens == 18
+
+
 def test_another_key_starts_afresh(tmp_path: Path) -> None:
     workspace = _workspace(tmp_path)
-    workspace.batches([("a", ["one"])], Prompt, lambda items: ([_prompt(items[0])], 1), "prompts")
+    workspace.batches([("a", ["one"])], Prompt, lambda items: [_prompt(items[0])], "prompts", int)
     workspace.begin("another key")
     assert workspace.journal.batches == {}
 
@@ -202,7 +217,7 @@ def test_a_stage_without_its_rows_is_not_finished_and_starts_afresh(tmp_path: Pa
 
 def test_an_unfinished_stage_is_not_forgotten(tmp_path: Path) -> None:
     workspace = _workspace(tmp_path)
-    workspace.batches([("a", ["one"])], Prompt, lambda items: ([_prompt(items[0])], 1), "prompts")
+    workspace.batches([("a", ["one"])], Prompt, lambda items: [_prompt(items[0])], "prompts", int)
     forget(workspace.folder)
     workspace.begin("key")
     assert set(workspace.journal.batches) == {"a"}
@@ -219,7 +234,7 @@ def test_a_forgotten_stage_starts_afresh_with_the_same_key(tmp_path: Path) -> No
 @pytest.mark.parametrize("plan", ["", "{}", "[]", "null", '{"key": 3}', "[" * 100_000, "\xe9"])
 def test_a_damaged_plan_is_that_of_another_work(tmp_path: Path, plan: str) -> None:
     workspace = _workspace(tmp_path)
-    workspace.batches([("a", ["one"])], Prompt, lambda items: ([_prompt(items[0])], 1), "prompts")
+    workspace.batches([("a", ["one"])], Prompt, lambda items: [_prompt(items[0])], "prompts", int)
     (workspace.folder / "plan.json").write_text(plan, encoding="latin-1")
     workspace.begin("key")
     assert workspace.journal.batches == {}
@@ -253,4 +268,4 @@ def test_a_damaged_row_of_the_journal_is_named(tmp_path: Path) -> None:
     workspace = _workspace(tmp_path)
     workspace.journal.append(Batch("a", [{"no": "prompt"}], 0.1, 1))
     with pytest.raises(RunError, match=r"working\.jsonl: a row in it is damaged\. Remove the folder"):
-        list(workspace.batches([("a", ["one"])], Prompt, lambda items: ([], 0), "prompts"))
+        list(workspace.batches([("a", ["one"])], Prompt, lambda items: [], "prompts", int))

@@ -118,12 +118,12 @@ def test_rows_of_a_batch_are_on_the_disk_before_the_next_begins(tmp_path: Path) 
     workspace.begin("key")
     journal = tmp_path / "s" / "working.jsonl"
 
-    def work(items: object) -> tuple[list[Prompt], int]:
+    def work(items: object) -> list[Prompt]:
         seen.append(journal.read_text().count("\n") if journal.exists() else 0)
-        return [_prompt(str(items))], 1
+        return [_prompt(str(items))]
 
     seen: list[int] = []
-    rows = workspace.batches([("a", [1]), ("b", [2]), ("c", [3])], Prompt, work, "prompts")
+    rows = workspace.batches([("a", [1]), ("b", [2]), ("c", [3])], Prompt, work, "prompts", int)
     assert seen == [0, 1, 2]
     assert [p.text for p in rows] == ["[1]", "[2]", "[3]"] == [p.text for p in rows]
     assert workspace.finish("key", Prompt, StageResult(rows), 0.0).rows == 3

@@ -14,6 +14,7 @@ from solon.text import (
     is_degenerate,
     jaccard,
     leading_sentences,
+    says_enough,
     without_controls,
     word_ngrams,
     words,
@@ -161,6 +162,33 @@ def test_leading_sentences_are_a_beginning_and_stay_what_they_are(text: str, mos
     assert text.startswith(kept)
     assert bool(kept) == bool(text)
     assert leading_sentences(kept, most) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "enough"),
+    [
+        ("No. Ask him.", 2, False),  # "him.com" may follow
+        ("No. Ask him. ", 2, False),  # a closing quotation mark, or a sentence
+        ("No. Ask him. S", 2, True),
+        ("No. Ask him. S", 3, False),
+        ("No. Ask him. No. W", 9, True),  # said again
+        ("Pi is 3.", 1, False),
+        ("1. Buy eggs.\n2", 1, True),
+        ("", 1, False),
+    ],
+)
+def test_says_enough(text: str, most: int, enough: bool) -> None:
+    assert says_enough(text, most) == enough
+
+
+@given(
+    st.text(alphabet='aBU.S1 \n-!?)"*:。」', max_size=60),
+    st.text(alphabet='aBU.S1 \n-!?)"*:。」', max_size=30),
+    st.integers(1, 3),
+)
+def test_nothing_added_changes_what_says_enough(text: str, more: str, most: int) -> None:
+    if says_enough(text, most):
+        assert leading_sentences(text + more, most) == leading_sentences(text, most)
 
 
 def test_near_duplicates_by_hand() -> None:

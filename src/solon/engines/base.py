@@ -6,7 +6,7 @@ order of the requests. Engines raise `solon.errors.RunError` when the model cann
 text up.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
@@ -34,11 +34,16 @@ Conversation = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Ask for the assistant's next turn. `seed` alone decides what is sampled."""
+    """Ask for the assistant's next turn. `seed` alone decides what is sampled.
+
+    `sentences` says that the caller keeps no more than so many leading ones (`solon.text.leading_sentences`):
+    an engine may stop, with finish "length", once they stand fast.
+    """
 
     conversation: Conversation
     sampling: Sampling
     seed: int
+    sentences: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,9 +161,13 @@ class ReadableEngine(Engine, HiddenStates, Protocol):
 Result = TypeVar("Result", Completion, Score)
 
 
-def tokens_used(engine: Engine) -> int:
-    """Tokens read and generated so far. An engine may serve several stages: what one used is a difference."""
-    return engine.tokens_read + engine.tokens_generated
+def used_by(*engines: Engine) -> Callable[[], int]:
+    """Tells the tokens that these engines, each counted once, have read and generated so far.
+
+    An engine may serve several stages: what one of them used is a difference.
+    """
+    different = {id(engine): engine for engine in engines}.values()
+    return lambda: sum(engine.tokens_read + engine.tokens_generated for engine in different)
 
 
 def completions(engine: Engine, requests: Sequence[GenerateRequest]) -> list[Completion]:

@@ -17,30 +17,31 @@ from torch import Tensor
 
 from solon.engines.hooks import before_head, divided, shares_starts
 from solon.engines.prefix import Filled, prefill
-from solon.engines.shared_start import additive, keeps_apart, own_mask, start_apart
+from solon.engines.shared_start import additive, keeps_apart, start_apart
 from solon.training.losses import token_logprobs
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 """(logits [B, V], indices of these rows among all [B], number of the new token) -> token ids [B]."""
 
+Enough = Callable[[int, Sequence[int]], bool]
+"""(index of a row among all, its new tokens so far) -> whether the row may stop without an end token."""
+
 
 @dataclass
 class Decoded:
-    """The new tokens of a prompt, and the log-probability of each under the model (nats)."""
+    """A prompt's new tokens, the log-probability of each under the model (nats), and whether more come."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    open: bool = True
 
 
+_CHOSEN = 64  # Rows of logits that are looked at together on a CPU: what is computed of them then stays near
 _LEAVE = 0.25  # Rows leave once this share of the batch has ended: leaving copies the others' cache.
 
 
-def _note(answer: Decoded, token: int, logprob: float, ends: Sequence[int]) -> bool:
-    """Add the row's token, unless the row has ended; whether the row is still open."""
-    if not (answer.ids and answer.ids[-1] in ends):
-        answer.ids.append(token)
-        answer.logprobs.append(logprob)
-    return answer.ids[-1] not in ends
+def _never(row: int, ids: Sequence[int]) -> bool:
+    return False
 
 
 class _Batch:
@@ -83,10 +84,9 @@ class _Batch:
         return logits_BV
 
     def _prompt_mask(self, start: int, width: int) -> Tensor | None:
-        seen_BT = self._seen_BT[:, :width]
-        if self._kept:
-            return own_mask(seen_BT[:, self._kept :], self._model.dtype, start - self._kept)
-        return None if self._whole and not start else seen_BT.long()
+        if self._kept:  # Then the last column alone is missing
+            return self._added_BC[:, None, None, : width - self._kept]
+        return None if self._whole and not start else self._seen_BT[:, :width].long()
 
     def forward(self, tokens_B: Tensor) -> Tensor:
         """Append one token to every row; the logits after it, [B, V]."""
@@ -120,45 +120,72 @@ class _Batch:
 
 
 def decode(
-    model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int], most: int, choose: Choose
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    ends: Sequence[int],
+    most: int,
+    choose: Choose,
+    enough: Enough = _never,
+    together: int = 2048,
 ) -> list[Decoded]:
-    """The new tokens of each prompt, up to and with its first end token, `most` at the most."""
-    # Weights gathered in inference mode could not be trained through afterwards.
-    with torch.no_grad() if divided(model) else torch.inference_mode():
-        return _decode(model, prompts, ends, most, choose)
+    """The new tokens of each prompt, up to and with its first end token or until `enough`, at most `most`.
 
-
-def _decode(
-    model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int], most: int, choose: Choose
-) -> list[Decoded]:
+    Beside a start that is kept once, prompts of so many tokens are computed `together`.
+    """
     apart = keeps_apart(model)
-    with start_apart(model) if apart else nullcontext():
-        batch, logits_BV = _begin(model, prompts, ends[0], most, apart)
-        return _go_on(batch, logits_BV, len(prompts), ends, most, choose)
+    # Weights gathered in inference mode could not be trained through afterwards.
+    with (
+        torch.no_grad() if divided(model) else torch.inference_mode(),
+        start_apart(model) if apart else nullcontext(),
+    ):
+        batch, logits_BV = _begin(model, prompts, ends[0], most, apart, together)
+        found = [Decoded() for _ in prompts]
+        _go_on(batch, logits_BV, found, ends, most, choose, enough)
+        return found
 
 
 def _begin(
-    model: Any, prompts: Sequence[tuple[int, ...]], pad: int, most: int, apart: bool
+    model: Any, prompts: Sequence[tuple[int, ...]], pad: int, most: int, apart: bool, together: int
 ) -> tuple[_Batch, Tensor]:
     """The batch after its prompts, and the logits of the first new tokens."""
-    batch = _Batch(model, prefill(model, prompts, pad, most, apart), most)
+    batch = _Batch(model, prefill(model, prompts, pad, most, apart, together), most)
     logits_BV = batch.prefill()
     if not batch.start_is_read:
         # A model that changes cached keys before its attention sees them: every row has the start itself.
-        batch = _Batch(model, prefill(model, prompts, pad, most, apart=False), most)
+        batch = _Batch(model, prefill(model, prompts, pad, most, False, together), most)
         logits_BV = batch.prefill()
     return batch, logits_BV
 
 
+def _chosen(choose: Choose, logits_BV: Tensor, rows_B: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The rows' tokens [B] and their log-probabilities [B]."""
+    together = _CHOSEN if logits_BV.device.type == "cpu" else len(rows_B)
+    tokens, logps = [], []
+    for logits_bV, rows_b in zip(*(torch.split(x, together) for x in (logits_BV, rows_B)), strict=True):
+        tokens.append(choose(logits_bV, rows_b, number))
+        logps.append(token_logprobs(logits_bV, tokens[-1], 1.0))
+    return torch.cat(tokens), torch.cat(logps)
+
+
 def _go_on(
-    batch: _Batch, logits_BV: Tensor, count: int, ends: Sequence[int], most: int, choose: Choose
-) -> list[Decoded]:
-    found = [Decoded() for _ in range(count)]
+    batch: _Batch,
+    logits_BV: Tensor,
+    found: Sequence[Decoded],
+    ends: Sequence[int],
+    most: int,
+    choose: Choose,
+    enough: Enough,
+) -> None:
     for number in range(most):
-        tokens_B = choose(logits_BV, batch.rows_B, number)
-        logp_B = token_logprobs(logits_BV, tokens_B, 1.0)
-        new = zip(batch.rows_B.tolist(), tokens_B.tolist(), logp_B.tolist(), strict=True)
-        open_B = [_note(found[row], token, logp, ends) for row, token, logp in new]
+        tokens_B, logp_B = _chosen(choose, logits_BV, batch.rows_B, number)
+        rows = batch.rows_B.tolist()
+        for row, token, logp in zip(rows, tokens_B.tolist(), logp_B.tolist(), strict=True):
+            answer = found[row]
+            if answer.open:
+                answer.ids.append(token)
+                answer.logprobs.append(logp)
+                answer.open = token not in ends and not enough(row, answer.ids)
+        open_B = [found[row].open for row in rows]
         if not any(open_B) or number + 1 == most:
             break
         ended = len(open_B) - sum(open_B)
@@ -167,4 +194,3 @@ def _go_on(
             batch.keep(kept_B)
             tokens_B = tokens_B[kept_B]
         logits_BV = batch.forward(tokens_B)
-    return found

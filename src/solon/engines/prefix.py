@@ -17,6 +17,9 @@ from transformers import DynamicCache
 
 from solon.engines.hooks import shares_starts
 from solon.engines.shared_start import WORTH, KeptLayer, Start, own_mask
+from solon.training.batching import budget_batches
+
+_ENOUGH = 256  # Tokens of a pass at which a CPU's matrix products run at full speed
 
 
 @dataclass(frozen=True)
@@ -48,29 +51,33 @@ def lay_out(rows: Sequence[Sequence[int]], pad: int) -> Layout:
     return Layout(torch.tensor(ids), torch.tensor(mask), shared)
 
 
-def prefill(model: Any, rows: Sequence[tuple[int, ...]], pad: int, room: int, apart: bool) -> "Filled":
-    """Lay all rows out and compute what they share; `room` more columns will be appended.
+def prefill(
+    model: Any, rows: Sequence[tuple[int, ...]], pad: int, room: int, apart: bool, together: int
+) -> "Filled":
+    """Lay all rows out and compute what need not be computed row by row; `room` more columns will follow.
 
-    The cache holds the common start; where rows repeat, it holds all columns but the last, which decoding
-    still needs to see. With `apart` (`shared_start.keeps_apart`) the start is kept once for all rows.
+    The cache holds the common start. Where rows repeat, or the start is kept `apart`, once for all rows
+    (`shared_start.keeps_apart`), it holds all columns but the last, which decoding still needs to see; beside
+    a start apart, rows of like length are computed, of so many tokens `together`.
     """
     unique = list(dict.fromkeys(rows))
     place = {row: i for i, row in enumerate(unique)}
     layout = lay_out(unique, pad)
-    cache, kept = DynamicCache(config=model.config), 0
+    cache, kept, index_B = DynamicCache(config=model.config), 0, torch.tensor([place[row] for row in rows])
     if layout.shared:
         extend(model, cache, layout.ids_BT[:1, : layout.shared], layout.mask_BT[:1, : layout.shared])
         if apart and layout.shared >= WORTH:
             kept = layout.shared
-            cache.layers = [KeptLayer(room, Start(layer.keys, layer.values)) for layer in cache.layers]
+            cache.layers = _own_columns(model, layout, cache, room, together)
         else:
             cache.batch_repeat_interleave(len(unique))
     if len(unique) < len(rows):
-        extend(model, cache, layout.ids_BT[:, :-1], layout.mask_BT[:, :-1], kept)
-        cache.batch_select_indices(torch.tensor([place[row] for row in rows], device=model.device))
+        if not kept:
+            extend(model, cache, layout.ids_BT[:, :-1], layout.mask_BT[:, :-1])
+        cache.batch_select_indices(index_B.to(model.device))
     if not kept and shares_starts(model):
         cache.layers = [KeptLayer(room, own=layer) for layer in cache.layers]
-    return Filled(layout.rows(torch.tensor([place[row] for row in rows])), cache, kept)
+    return Filled(layout.rows(index_B), cache, kept)
 
 
 @dataclass(frozen=True)
@@ -82,20 +89,51 @@ class Filled:
     kept: int
 
 
-def extend(model: Any, cache: DynamicCache, ids_BT: Tensor, mask_BT: Tensor, kept: int = 0) -> None:
-    """Compute the columns of `ids_BT` that the cache lacks; `mask_BT` is 1 where a token is real.
-
-    The first `kept` columns lie apart from the others in the cache.
-    """
+def extend(model: Any, cache: DynamicCache, ids_BT: Tensor, mask_BT: Tensor) -> None:
+    """Compute the columns of `ids_BT` that the cache lacks; `mask_BT` is 1 where a token is real."""
     start = cache.get_seq_length()
     if start >= ids_BT.shape[1]:
         return
     positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
-    seen = own_mask(mask_BT[:, kept:].bool(), model.dtype, start - kept) if kept else mask_BT
+    _pass(model, cache, ids_BT[:, start:], mask_BT, positions_BT[:, start:])
+
+
+def _own_columns(
+    model: Any, layout: Layout, start: DynamicCache, room: int, together: int
+) -> list[KeptLayer]:
+    """Layers that keep the start apart, with the rows' own columns but the last.
+
+    Rows of like length are computed together: padded to the longest, short prompts beside a long one would
+    cost as much as it does.
+    """
+    layers = [KeptLayer(room, Start(layer.keys, layer.values)) for layer in start.layers]
+    lengths = (layout.mask_BT[:, layout.shared :].sum(1) - 1).tolist()
+    count, width = len(lengths), max(lengths)
+    for group in budget_batches(lengths, together, _ENOUGH):
+        if longest := lengths[group[0]]:
+            computed = _group(model, layout.rows(torch.tensor(group)), layers, longest)
+            for layer, own in zip(layers, computed, strict=True):
+                layer.place(own.keys, own.values, group, count, width)
+    return layers
+
+
+def _group(model: Any, layout: Layout, kept: Sequence[KeptLayer], longest: int) -> list[KeptLayer]:
+    """Layers with the own columns of rows that have at most `longest` before their last."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [KeptLayer(0, layer.start) for layer in kept]
+    ids_BT, mask_BT = layout.ids_BT[:, -longest - 1 : -1], layout.mask_BT[:, -longest - 1 : -1]
+    positions_BT = layout.shared + mask_BT.cumsum(1) - 1
+    _pass(model, cache, ids_BT, own_mask(mask_BT.bool(), model.dtype), positions_BT)
+    layers: list[KeptLayer] = cache.layers
+    return layers
+
+
+def _pass(model: Any, cache: DynamicCache, ids_BT: Tensor, seen: Tensor, positions_BT: Tensor) -> None:
+    """Add these columns to the cache."""
     model.base_model(
-        input_ids=ids_BT[:, start:].to(model.device),
+        input_ids=ids_BT.to(model.device),
         attention_mask=seen.to(model.device),
-        position_ids=positions_BT[:, start:].to(model.device),
+        position_ids=positions_BT.to(model.device),
         past_key_values=cache,
         use_cache=True,
     )

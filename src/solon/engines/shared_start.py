@@ -11,7 +11,7 @@ Names carry shapes: B rows, H heads, K key heads, G = H / K queries for each, T 
 of the start, D width of a head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +70,18 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
         self.keys.solon_start = self.start  # type: ignore[attr-defined]
         return self.keys, self.values
 
+    def place(self, keys: Tensor, values: Tensor, rows: Sequence[int], count: int, width: int) -> None:
+        """Put in the own columns of these of `count` rows, the last of `width`; those before stay zero."""
+        if self._buffers is None:
+            self.lazy_initialization(keys, values)
+            self._buffers = (
+                _blank(keys, count, width + self._room),
+                _blank(values, count, width + self._room),
+            )
+            self._show(width)
+        for buffer, own in zip(self._buffers, (keys, values), strict=True):
+            buffer[rows, :, width - own.shape[-2] : width] = own
+
     def get_seq_length(self) -> int:
         return (self.start.width if self.start else 0) + self._own_width()
 
@@ -91,6 +103,10 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
         assert self._buffers is not None
         self.keys = self._buffers[0][..., :width, :]
         self.values = self._buffers[1][..., :width, :]
+
+
+def _blank(like: Tensor, rows: int, width: int) -> Tensor:
+    return like.new_zeros(rows, like.shape[1], width, like.shape[-1])
 
 
 def _with_room(x: Tensor, room: int) -> Tensor:
@@ -122,17 +138,15 @@ def start_apart(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def own_mask(mask_BC: Tensor, dtype: torch.dtype, first: int = 0) -> Tensor:
-    """Additive mask [B, 1, T, C] of a causal pass over own columns; `mask_BC` is true where a token is real.
-
-    The queries are the columns from `first` on.
+def own_mask(mask_BC: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, C, C] of a causal pass over own columns; `mask_BC` is true where a token is real.
 
     Padding sees itself, so that nothing is 0 / 0.
     """
     width = mask_BC.shape[1]
     seen_BCC = mask_BC[:, None, :] & torch.ones(width, width, dtype=torch.bool, device=mask_BC.device).tril()
     seen_BCC |= torch.eye(width, dtype=torch.bool, device=mask_BC.device)
-    return additive(seen_BCC[:, first:], dtype).unsqueeze(1)
+    return additive(seen_BCC, dtype).unsqueeze(1)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from solon.constitution import Constitution, Purpose
 from solon.digest import seed_from
-from solon.engines.base import Engine, ReadableEngine, tokens_used
+from solon.engines.base import Engine, ReadableEngine, used_by
 from solon.errors import RunError, UsageError
 from solon.feedback.base import Judge
 from solon.feedback.calibration import Calibrated, Calibration, fit_calibration
@@ -210,9 +210,10 @@ def measure(
 
 def timed(kind: str, on: str, engine: Engine, work: Callable[[], list[Result]]) -> Measured | None:
     """Results and figures with their cost; None where nothing was scored."""
-    start, before = time.monotonic(), tokens_used(engine)
+    used = used_by(engine)
+    start, before = time.monotonic(), used()
     results = work()
-    check = summarise(kind, on, results, time.monotonic() - start, tokens_used(engine) - before)
+    check = summarise(kind, on, results, time.monotonic() - start, used() - before)
     return Measured(check, tuple(results)) if check else None
 
 

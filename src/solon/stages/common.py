@@ -148,15 +148,15 @@ def written(
 
 def several(
     engine: Engine, prompts: Sequence[Prompt], count: int, sampling: Sampling, kind: TextKind, seed: int
-) -> tuple[list[Written], int]:
-    """So many texts of the SL model to each prompt, and how many tokens they have in all."""
+) -> list[Written]:
+    """So many texts of the SL model to each prompt."""
     stem = "sample" if kind == "answer" else kind
     asked = [(prompt, number) for prompt in prompts for number in range(count)]
     requests = [
         GenerateRequest(asks(prompt.text), sampling, seed_from(seed, prompt.id, stem, number))
         for prompt, number in asked
     ]
-    rows = [
+    return [
         written(
             prompt,
             completion,
@@ -168,7 +168,6 @@ def several(
         )
         for (prompt, number), completion in zip(asked, completions(engine, requests), strict=True)
     ]
-    return rows, sum(row.tokens for row in rows)
 
 
 def asks(prompt: str) -> tuple[Message, ...]:

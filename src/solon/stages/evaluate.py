@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from solon.constitution import Principle
 from solon.digest import digest, seed_from
-from solon.engines.base import Engine, GenerateRequest, completions, tokens_used
+from solon.engines.base import Engine, GenerateRequest, completions, used_by
 from solon.engines.local import LocalEngine
 from solon.feedback.base import Judge, Question, preferences
 from solon.feedback.opening import Picked, pick
@@ -47,9 +47,9 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     answers = _answers(recipe, inputs, workspace)
     write_rows(workspace.folder / "answers.parquet", Written, answers)
     engine = role_engine(recipe, inputs, "evaluator")
+    used, before = used_by(engine), workspace.counted
     bench = judge_bench(recipe, inputs, engine, "evaluation")
     picked = pick(bench, *check_paths(recipe, inputs.beside, "evaluator"))
-    judge = picked.judge
     verdicts = _verdicts(recipe, inputs, workspace, picked, engine, answers)
     resamples = recipe.evaluate.bootstrap
     metrics = {
@@ -58,9 +58,10 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
         "models": {name: describe(_of(answers, name)) for name in models},
         "pairwise": [p for on in SETS for p in _pairwise(verdicts, models, on)],
         "ratings": [r for on in SETS for r in _ratings(verdicts, models, on, resamples, recipe.seed)],
-        "revision_rounds": _revision_curve(recipe, inputs, judge),
+        "revision_rounds": _revision_curve(recipe, inputs, picked.judge),
     }
-    return StageResult(verdicts, metrics, outputs=("answers.parquet",))
+    tokens = used() - (workspace.counted - before)
+    return StageResult(verdicts, metrics, ("answers.parquet",), tokens)
 
 
 def compared(recipe: Recipe) -> tuple[str, ...]:
@@ -90,17 +91,16 @@ def _answers(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Writt
     ]
     sampling = Sampling(max_tokens=settings.max_tokens, temperature=0.0)
 
-    def work(batch: Sequence[tuple[str, Prompt]]) -> tuple[list[Written], int]:
+    def work(batch: Sequence[tuple[str, Prompt]]) -> list[Written]:
         model = batch[0][0]
         requests = [GenerateRequest(asks(p.text), sampling, 0) for _, p in batch]
         given = completions(engines.open(model), requests)
-        rows = [
+        return [
             written(p, completion, kind="answer", request=p.text, sampling=sampling, origin=model)
             for (_, p), completion in zip(batch, given, strict=True)
         ]
-        return rows, sum(row.tokens for row in rows)
 
-    return list(workspace.batches(plan, Written, work, "answers"))
+    return list(workspace.batches(plan, Written, work, "answers", engines.used))
 
 
 class _OneAtATime:
@@ -110,12 +110,17 @@ class _OneAtATime:
         self._recipe = recipe
         self._sources = sources
         self._open: tuple[str, LocalEngine] | None = None
+        self._used_before = 0
 
     def open(self, name: str) -> LocalEngine:
         if self._open is None or self._open[0] != name:
-            self._open = None
+            self._used_before, self._open = self.used(), None
             self._open = (name, engine_for(self._recipe, self._sources[name]))
         return self._open[1]
+
+    def used(self) -> int:
+        """Tokens that all of them have read and generated so far."""
+        return self._used_before + (used_by(self._open[1])() if self._open else 0)
 
 
 def _of(answers: Sequence[Written], model: str) -> list[Written]:
@@ -144,19 +149,17 @@ def _verdicts(
         for first, second in combinations(models, 2)
     ]
 
-    def work(batch: Sequence[tuple[Written, Written]]) -> tuple[list[Verdict], int]:
-        before = tokens_used(engine)
+    def work(batch: Sequence[tuple[Written, Written]]) -> list[Verdict]:
         principles = [_principle(recipe, inputs, a.prompt_id, a.prompt_kind) for a, _ in batch]
         questions = [
             Question(principle, a.prompt, a.text, b.text, kind=a.prompt_kind)
             for (a, b), principle in zip(batch, principles, strict=True)
         ]
         found = zip(batch, principles, preferences(questions, judge.compare), strict=True)
-        rows = [_verdict(inputs, judge.name, *pair, principle, p_a) for pair, principle, p_a in found]
-        return rows, tokens_used(engine) - before
+        return [_verdict(inputs, judge.name, *pair, principle, p_a) for pair, principle, p_a in found]
 
     plan = [(f"verdicts-{told}-{name}", batch) for name, batch in in_batches(pairs, recipe.evaluate.batch)]
-    return list(workspace.batches(plan, Verdict, work, "comparisons"))
+    return list(workspace.batches(plan, Verdict, work, "comparisons", used_by(engine)))
 
 
 def _verdict(

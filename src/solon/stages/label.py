@@ -16,7 +16,7 @@ from typing import Any
 
 from solon.constitution import Principle
 from solon.digest import seed_from
-from solon.engines.base import tokens_used
+from solon.engines.base import used_by
 from solon.feedback.base import Judgement, Question
 from solon.feedback.calibration import Calibrated
 from solon.feedback.effects import as_metrics
@@ -49,20 +49,19 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     judge = picked_judge(recipe, inputs, engine)
     answers = inputs.rows("sample", Written)
     groups = [list(group) for _, group in groupby(answers, key=lambda row: row.prompt_id)]
-
     refusals = [row for row in answers if is_refusal(row.text)] if recipe.label.crossed else []
+    used = used_by(engine)
 
-    def work(batch: Sequence[Sequence[Written]]) -> tuple[list[Label], int]:
-        before = tokens_used(engine)
+    def work(batch: Sequence[Sequence[Written]]) -> list[Label]:
         drawn = [pair for group in batch for pair in _pairs(recipe, inputs, group)]
         drawn += [pair for group in batch for pair in _crossed(recipe, inputs, group, refusals)]
         judged = judge.compare([pair.question for pair in drawn])
-        rows = [_label(recipe, inputs, judge, *found) for found in zip(drawn, judged, strict=True)]
-        return rows, tokens_used(engine) - before
+        return [_label(recipe, inputs, judge, *found) for found in zip(drawn, judged, strict=True)]
 
-    rows = list(workspace.batches(in_batches(groups, recipe.label.batch), Label, work, "prompts"))
+    rows = list(workspace.batches(in_batches(groups, recipe.label.batch), Label, work, "prompts", used))
     write_atomically(workspace.folder / "calibration.json", json.dumps(judge.calibration.as_dict(), indent=1))
-    return StageResult(rows, _metrics(recipe, inputs, judge, rows), outputs=("calibration.json",))
+    metrics = _metrics(recipe, inputs, judge, rows)
+    return StageResult(rows, metrics, ("calibration.json",), used() - workspace.counted)
 
 
 def _metrics(recipe: Recipe, inputs: Inputs, judge: Calibrated, rows: Sequence[Label]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from solon.engines.base import used_by
 from solon.models import load_model, load_tokenizer, pick_device, pick_dtype
 from solon.pipeline import Inputs
 from solon.processes import this_process, wait_until
@@ -66,11 +67,11 @@ def _sampled(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> list[Writt
     prompts = choose_fresh(recipe, inputs.rows("red_team", Prompt), counts)
     engine = engine_for(recipe, sl_model(inputs))
 
-    def work(batch: Sequence[Prompt]) -> tuple[list[Written], int]:
+    def work(batch: Sequence[Prompt]) -> list[Written]:
         return several(engine, batch, settings.group, settings.sampling, "opening", recipe.seed)
 
     batches = [(f"opening-{name}", items) for name, items in in_batches(prompts, wanted.batch)]
-    return list(workspace.batches(batches, Written, work, "openings"))
+    return list(workspace.batches(batches, Written, work, "openings", used_by(engine)))
 
 
 def _rewards(recipe: Recipe, inputs: Inputs, rows: Sequence[Written]) -> list[float]:

@@ -7,7 +7,7 @@ best of the allowed judges is picked and calibrated. One that may be no better t
 
 import json
 
-from solon.engines.base import tokens_used
+from solon.engines.base import used_by
 from solon.errors import RunError
 from solon.feedback.check import Check
 from solon.feedback.ensemble import by_one_principle
@@ -23,7 +23,6 @@ from solon.store import StageResult, Workspace, write_atomically
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     engine = role_engine(recipe, inputs, "judge")
-    before = tokens_used(engine)
     picked = pick(judge_bench(recipe, inputs, engine, "training"), *check_paths(recipe, inputs.beside))
     for check in picked.checks:
         workspace.reporter.say(f"judge {describe(check)}")
@@ -42,7 +41,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
         "checks": {k: [m.check.as_dict() for m in sets] for k, sets in picked.measured.items()},
     }
     rows = [row for sets in picked.measured.values() for one in sets for row in one.rows()]
-    return StageResult(rows, metrics, outputs=tuple(outputs), tokens=tokens_used(engine) - before)
+    return StageResult(rows, metrics, outputs=tuple(outputs), tokens=used_by(engine)())
 
 
 def describe(check: Check) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from solon.digest import digest, seed_from
-from solon.engines.base import Conversation, GenerateRequest, Message, completions
+from solon.engines.base import Conversation, GenerateRequest, Message, completions, used_by
 from solon.errors import RunError
 from solon.pipeline import Inputs
 from solon.prompt_files import read_prompts
@@ -95,14 +95,14 @@ def _write(recipe: Recipe, inputs: Inputs, workspace: Workspace, examples: Seque
     engine = engine_for(recipe, inputs.base)
     plan = in_batches(range(recipe.red_team.written), _WRITTEN_PER_BATCH)
 
-    def work(numbers: Sequence[int]) -> tuple[list[Prompt], int]:
+    def work(numbers: Sequence[int]) -> list[Prompt]:
         shown = [_examples(recipe, examples, number) for number in numbers]
         requests = [
             GenerateRequest(_few_shot(few), recipe.red_team.sampling, seed_from(recipe.seed, "write", number))
             for number, few in zip(numbers, shown, strict=True)
         ]
         found = completions(engine, requests)
-        rows = [
+        return [
             Prompt(
                 parents=tuple(p.id for p in few),
                 origin=f"model:{engine.name}",
@@ -114,9 +114,8 @@ def _write(recipe: Recipe, inputs: Inputs, workspace: Workspace, examples: Seque
             for few, completion in zip(shown, found, strict=True)
             if (text := _first_line(completion.text)) is not None
         ]
-        return rows, sum(c.new_tokens for c in found)
 
-    return list(workspace.batches(plan, Prompt, work, "prompts"))
+    return list(workspace.batches(plan, Prompt, work, "prompts", used_by(engine)))
 
 
 def _examples(recipe: Recipe, examples: Sequence[Prompt], number: int) -> list[Prompt]:

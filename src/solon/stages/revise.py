@@ -14,12 +14,20 @@ fine-tuning needs an example the most.
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from solon.constitution import Principle, Revised
 from solon.digest import seed_from
-from solon.engines.base import Completion, Conversation, Engine, GenerateRequest, Message, completions
+from solon.engines.base import (
+    Completion,
+    Conversation,
+    Engine,
+    GenerateRequest,
+    Message,
+    completions,
+    used_by,
+)
 from solon.feedback.base import Judge, Question
 from solon.filters import clean, reject_revision
 from solon.pipeline import Inputs
@@ -50,8 +58,8 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     chosen = choose(
         prompts, "train", {"red_team": settings.prompts, "helpful": settings.helpful}, recipe.seed
     )
-    reviser = _open(recipe, inputs)
-    rows = workspace.batches(in_batches(chosen, settings.batch), Written, reviser.work, "prompts")
+    reviser, used = _open(recipe, inputs)
+    rows = workspace.batches(in_batches(chosen, settings.batch), Written, reviser.work, "prompts", used)
     reasons, evaded, unscored = Counter[str | None](), set[str](), 0
     judged = settings.candidates > 1
     for row in rows:
@@ -72,15 +80,18 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
             f"{unscored} usable revisions are without a score: the judge could not tell whether they are "
             "better. Of equals the first is taken."
         )
-    return StageResult(rows, metrics)
+    return StageResult(rows, metrics, tokens=used() - workspace.counted)
 
 
-def _open(recipe: Recipe, inputs: Inputs) -> "Reviser":
-    engine = engine_for(recipe, inputs.base)
-    judge = None
-    if recipe.revise.candidates > 1:
-        judge = picked_judge(recipe, inputs, role_engine(recipe, inputs, "judge", engine))
-    return Reviser(recipe, inputs, engine, role_engine(recipe, inputs, "critic", engine), judge)
+def _open(recipe: Recipe, inputs: Inputs) -> tuple["Reviser", Callable[[], int]]:
+    """The reviser, and what tells how many tokens its models have read and generated."""
+    policy = engine_for(recipe, inputs.base)
+    critic = role_engine(recipe, inputs, "critic", policy)
+    if recipe.revise.candidates == 1:
+        return Reviser(recipe, inputs, policy, critic, None), used_by(policy, critic)
+    judging = role_engine(recipe, inputs, "judge", policy)
+    reviser = Reviser(recipe, inputs, policy, critic, picked_judge(recipe, inputs, judging))
+    return reviser, used_by(policy, critic, judging)
 
 
 @dataclass(frozen=True)
@@ -125,14 +136,13 @@ class Reviser:
         self._critic = critic
         self._judge = judge
 
-    def work(self, prompts: Sequence[Prompt]) -> tuple[list[Written], int]:
+    def work(self, prompts: Sequence[Prompt]) -> list[Written]:
         threads = self._answer(prompts)
         revised = [t for t in threads if t.prompt.kind == "red_team"]
         for number in range(1, self._settings.rounds + 1):
             revised = self._round(revised, number)
         others = self._ask_again([t for t in threads if t.prompt.kind != "red_team"])
-        rows = [row for thread in [*revised, *others] for row in thread.rows]
-        return rows, sum(row.tokens for row in rows)
+        return [row for thread in [*revised, *others] for row in thread.rows]
 
     def _ask_again(self, threads: Sequence[Thread]) -> list[Thread]:
         """Threads of helpful prompts, answered anew while they evade and there are tries left."""
@@ -242,6 +252,7 @@ class Reviser:
                 self._revision_talk(t, d),
                 self._settings.revision,
                 seed_from(self._seed, t.prompt.id, "revision", number, candidate),
+                self._settings.sentences,
             )
             for t, d in zip(threads, draws, strict=True)
             for candidate in range(count)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from solon.engines.base import Engine
+from solon.engines.base import Engine, used_by
 from solon.pipeline import Inputs
 from solon.recipe import Recipe
 from solon.records import Prompt, Written
@@ -24,7 +24,7 @@ def answers(
     """Several answers to each prompt; all of them, on the disk."""
     settings = recipe.sample
 
-    def work(batch: Sequence[Prompt]) -> tuple[list[Written], int]:
+    def work(batch: Sequence[Prompt]) -> list[Written]:
         return several(engine, batch, settings.answers, settings.sampling, "answer", recipe.seed)
 
-    return workspace.batches(in_batches(prompts, settings.batch), Written, work, "prompts")
+    return workspace.batches(in_batches(prompts, settings.batch), Written, work, "prompts", used_by(engine))
