@@ -85,7 +85,7 @@ class _Batch:
 
     def _prompt_mask(self, start: int, width: int) -> Tensor | None:
         if self._kept:  # Then the last column alone is missing
-            return self._added_BC[:, None, None, : width - self._kept]
+            return self._mask(width)
         return None if self._whole and not start else self._seen_BT[:, :width].long()
 
     def forward(self, tokens_B: Tensor) -> Tensor:
