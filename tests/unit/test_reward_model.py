@@ -30,8 +30,12 @@ HALF = ReadAt(0.5, "mean")
 WHOLE = ReadAt(1.0, "mean")
 
 
+def _new(folder: Path, at: ReadAt) -> RewardModel:
+    return new_reward_model(resolve(str(folder)), "cpu", torch.float32, Lora(rank=4, alpha=8), 1, at)
+
+
 def _model(folder: Path, at: ReadAt) -> RewardModel:
-    made = new_reward_model(resolve(str(folder)), "cpu", torch.float32, Lora(rank=4, alpha=8), 1, at)
+    made = _new(folder, at)
     stir(made, 2, scale=0.05)
     return made
 
@@ -62,6 +66,22 @@ def test_answers_with_one_prompt_are_read_whole(tiny_model_folder: Path) -> None
     torch.testing.assert_close(made.features(rows).answer_BD[2], at_prompt.detach(), atol=1e-5, rtol=1e-4)
 
 
+def test_an_answer_in_several_pairs_is_read_once(tiny_model_folder: Path) -> None:
+    made = _model(tiny_model_folder, WHOLE)
+    read: list[Encoded] = []
+    made.register_forward_pre_hook(lambda _module, arguments: read.extend(arguments[0]))
+    a, b, c = EPISODES[:3]
+    scores = made.score([a, b, c, b, a])
+    assert sorted(read, key=EPISODES.index) == [a, b, c]
+    torch.testing.assert_close(scores, torch.cat([made.score([row]) for row in (a, b, c, b, a)]))
+
+
+def test_features_are_of_the_trunk_alone_where_its_adapter_does_not_count(tiny_model_folder: Path) -> None:
+    made, new = _model(tiny_model_folder, HALF), _new(tiny_model_folder, HALF)
+    assert torch.equal(made.features(EPISODES, adapted=False).answer_BD, new.features(EPISODES).answer_BD)
+    assert not torch.equal(made.features(EPISODES).answer_BD, new.features(EPISODES).answer_BD)
+
+
 def test_blocks_that_are_not_read_have_no_adapter(tiny_model_folder: Path) -> None:
     made = _model(tiny_model_folder, HALF)
     adapted = {name.split(".layers.")[1].split(".")[0] for name in trainable(made) if ".layers." in name}
@@ -87,7 +107,7 @@ def test_a_saved_one_reads_at_the_same_place(tiny_model_folder: Path, tmp_path: 
 
 def test_a_fitted_head_starts_at_the_regression(tiny_model_folder: Path) -> None:
     """Differences of its first scores are the log-odds that the regression gives the training pairs."""
-    made = _model(tiny_model_folder, WHOLE)
+    made = _new(tiny_model_folder, WHOLE)
     pairs = [
         EncodedPair(str(i), EPISODES[i % 4], EPISODES[(i + 1 + i // 4) % 4], [0.9, 0.2, 0.7, 0.4][i % 4])
         for i in range(12)
@@ -225,11 +245,11 @@ def test_a_gated_model_starts_at_the_regression_and_survives_its_file(
     made = new_reward_model(source, "cpu", torch.float32, lora, 1, HALF, gated=True)
     plain = new_reward_model(source, "cpu", torch.float32, lora, 1, HALF)
     torch.testing.assert_close(made.score(EPISODES), plain.score(EPISODES), msg="a new gate changes nothing")
-    stir(made, 2, scale=0.05)
     pairs = _mixed()
     start_head(made, pairs, seed=0)
     assert made.gate is not None
     _starts_at_the_regressions(made, pairs)
+    stir(made, 2, scale=0.05)
     read = made.features([p.a for p in pairs])
     by_hand = (
         read.answer_BD @ made.head.weight[0]
@@ -238,7 +258,7 @@ def test_a_gated_model_starts_at_the_regression_and_survives_its_file(
         * (read.answer_BD @ made.gate.by_kind.weight[0] + made.gate.by_kind.bias)
     )
     torch.testing.assert_close(made.score([p.a for p in pairs]), by_hand.detach(), atol=1e-4, rtol=1e-4)
-    assert float(made.gate.by_kind.weight.abs().max()) > 0
+    assert float(made.gate.by_kind.weight.detach().abs().max()) > 0
     made.normalise_on(EPISODES)
     expected = made.score(EPISODES)
     made.save(tmp_path / "reward", load_tokenizer(source))

@@ -111,11 +111,12 @@ def start_head(
 ) -> None:
     """Let the head, and its gate, start as logistic regressions on what they read of these pairs.
 
-    The gate learns from `prompts` as well: to tell the kinds apart it needs no answers.
+    The gate learns from `prompts` as well: to tell the kinds apart it needs no answers. The adapter is
+    new and changes nothing yet, so it is not computed.
     """
     chosen = random.Random(seed_from(seed, "head")).sample(pairs, min(PAIRS, len(pairs)))
     answers = different_answers(chosen)
-    features_nD = model.features(answers).answer_BD.double().numpy()
+    features_nD = model.features(answers, adapted=False).answer_BD.double().numpy()
     a_n, b_n = _sides(chosen, answers)
     gates_n = None
     if model.gate is not None:
@@ -132,7 +133,8 @@ def start_head(
 def _start_gate(model: RewardModel, gate: Gate, prompts: Sequence[AskedPrompt]) -> dict[str, float]:
     """Fit the gate on each prompt once; how far it opens, unseen, for every prompt's id."""
     one_each = {prompt.prompt_id: prompt for prompt in prompts}
-    states_nD = model.features([prompt.row for prompt in one_each.values()]).prompt_BD.double().numpy()
+    rows = [prompt.row for prompt in one_each.values()]
+    states_nD = model.features(rows, adapted=False).prompt_BD.double().numpy()
     red_team_n = np.array([prompt.kind == "red_team" for prompt in one_each.values()])
     fitted, unseen_n = fit_gate(states_nD, red_team_n, list(one_each))
     _start(gate.kind, fitted)

@@ -12,7 +12,7 @@ token ids of another one would be scored without a word of warning.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,21 +102,27 @@ class RewardModel(nn.Module):
         return (raw - mean) / std
 
     @torch.no_grad()
-    def features(self, rows: Sequence[Encoded]) -> Pooled:
-        """What head and gate read, on the CPU."""
+    def features(self, rows: Sequence[Encoded], adapted: bool = True) -> Pooled:
+        """What head and gate read, on the CPU; of the trunk without its adapter unless `adapted`."""
+        view = self.view if adapted else replace(self.view, adapter=None)
         answers, prompts = torch.zeros(2, len(rows), self.head.in_features)
         for batch in _batches(rows):
-            read = self.view.pooled_states([rows[i] for i in batch], self.at)
+            read = view.pooled_states([rows[i] for i in batch], self.at)
             answers[batch], prompts[batch] = read.answer_BD.cpu(), read.prompt_BD.cpu()
         return Pooled(answers, prompts)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Encoded]) -> Tensor:
-        """Normalised scores [len(rows)], float32 on the CPU. Raises RunError if one is no number."""
-        scores = torch.zeros(len(rows))
-        for batch in _batches(rows):
-            scores[batch] = self.normalised(self([rows[i] for i in batch])).cpu()
-        return _numbers(scores)
+        """Normalised scores [len(rows)], float32 on the CPU. Raises RunError if one is no number.
+
+        A row that is there several times, as an answer in several pairs is, is read once.
+        """
+        place = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+        different = list(place)
+        scores = torch.zeros(len(different))
+        for batch in _batches(different):
+            scores[batch] = self.normalised(self([different[i] for i in batch])).cpu()
+        return _numbers(scores)[[place[row] for row in rows]]
 
     @torch.no_grad()
     def normalise_on(self, rows: Sequence[Encoded]) -> None:
