@@ -35,7 +35,7 @@ bench: setup           ## measurements, one JSON line a figure; the last two wan
 	$(BIN)/python bench/refusal_agreement.py
 	$(BIN)/python bench/judges.py
 
-results: setup         ## the README's tables of recipes/tiny.yaml and demo.yaml: from what is kept of three seeds (results.py --anew runs them)
+results: setup         ## the README's tables of recipes/tiny.yaml and demo.yaml: from what is kept of three seeds (--anew runs them), with the public sets of docs/experiments.md
 	$(BIN)/python experiments/results.py
 	$(BIN)/python experiments/results.py --recipe demo
 

@@ -232,7 +232,7 @@ def main() -> None:
         f"learned from {people.n} answers with harm scores by people and, asked about those it has not seen, "
         f"agrees with them on {100 * people.mean:.0f} % (`experiments/human_harm.py`); where it "
         "finds both answers of a pair so harmless that people's scores no longer differ, the pair is a tie. "
-        "`make results` writes this table."
+        "`make results` writes this table (with the public sets that docs/experiments.md names)."
     )
     lines = [intro, "", *table(Results(seeds))]
     whole = replaced(readme.read_text(encoding="utf-8"), options.recipe, lines)
