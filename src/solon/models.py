@@ -28,6 +28,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 # For base models. An answer starts on a new line, so that it is tokenised as it is without its prompt.
+NEXT_QUESTION = "\n\nUser:"  # Where a model that goes on in a transcript takes the user's part
 TRANSCRIPT = (
     "{{ bos_token or '' }}{% for message in messages %}"
     "{{ {'user': 'User:\n', 'assistant': 'Assistant:\n'}.get(message['role'], '') }}{{ message['content'] }}"

@@ -28,6 +28,6 @@ def _served(name: RoleName, role: Role) -> str:
     found = link.models()
     if len(found) != 1:
         listed = f"it has {', '.join(found[:8])}" if found else "it lists none"
-        where = link.endpoints[0]
-        raise UsageError(f"{name}.model: which model of {where} is meant? {listed}. Set {name}.model.")
+        where, why = link.endpoints[0], f" ({link.unlisted})" if link.unlisted else ""
+        raise UsageError(f"{name}.model: which model of {where} is meant? {listed}{why}. Set {name}.model.")
     return found[0]

@@ -13,6 +13,7 @@ from collections.abc import Sequence, Set
 _SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 # A lone surrogate cannot be written at all; a lone carriage return writes over the line on a terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]|\r(?!\n)")
+HALF = "\ufffd"  # What the first bytes of a character are read as where the others are missing
 _WORD = re.compile(rf"[{_SPACELESS}]|(?:(?![{_SPACELESS}])[^\W_])+(?:'(?:(?![{_SPACELESS}])[^\W_])+)*")
 
 Ngram = tuple[str, ...]
@@ -40,7 +41,7 @@ def half_a_character(text: str) -> bool:
 
 def without_controls(text: str) -> str:
     """The text with its control characters replaced: a terminal would obey them, and HTML has none."""
-    return _CONTROL.sub("\ufffd", text)
+    return _CONTROL.sub(HALF, text)
 
 
 def jaccard(a: Set[object], b: Set[object]) -> float:

@@ -54,14 +54,16 @@ def message(text: str, logprobs: list[Any] | None = None, finish: str = "stop") 
 
 
 @contextmanager
-def serving(answer: Callable[[Asked], Answer], models: Sequence[str] = ()) -> Iterator[Server]:
-    """A running server that lists these models; it is gone after the block."""
+def serving(
+    answer: Callable[[Asked], Answer], models: Sequence[str] = (), listed: Answer | None = None
+) -> Iterator[Server]:
+    """A running server that lists these models, or answers so; it is gone after the block."""
     asked: list[Asked] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            listed = Answer({"data": [{"id": model} for model in models]})
-            self._send(listed if self.path == "/v1/models" else Answer("not here", 404))
+            found = listed or Answer({"data": [{"id": model} for model in models]})
+            self._send(found if self.path == "/v1/models" else Answer("not here", 404))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -26,7 +26,7 @@ from solon.engines.local import LocalEngine, open_engine
 from solon.engines.opening import open_role
 from solon.engines.turns import Turns
 from solon.engines.vllm import VllmEngine, open_vllm
-from solon.errors import UsageError
+from solon.errors import RunError, UsageError
 from solon.models import resolve
 from solon.roles import Role, VllmSettings
 from solon.settings import Sampling
@@ -48,6 +48,7 @@ class _Params:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
     detokenize: bool = True
 
 
@@ -192,7 +193,7 @@ def test_vllm_is_told_what_it_may_take_and_loads_a_model_once(
     assert (asked[0]["gpu_memory_utilization"], asked[0]["tensor_parallel_size"]) == (0.4, 2)
     assert (asked[0]["load_format"], asked[0]["trust_remote_code"]) == ("safetensors", False)
     assert isinstance(engine, VllmEngine)
-    assert engine.context == 256
+    assert engine.context == 255, "one token is vLLM's own where it scores"
     assert open_role("critic", role, source, "auto", "float32", 4096) is engine
     (tmp_path / "adapter_config.json").write_text('{"r": 20}', encoding="utf-8")
     open_vllm(source, "float32", role.vllm, tmp_path)
@@ -206,6 +207,39 @@ def test_vllm_is_told_what_it_may_take_and_loads_a_model_once(
             list(open_vllm(source, "float32", role.vllm, headed).score([ScoreRequest(user("a"), "b")]))
         open_vllm.cache_clear()
     open_vllm.cache_clear()
+
+
+class _Failing:
+    """Like `vllm.LLM`, but every request ends as told, and every text is as probable as told."""
+
+    def __init__(self, reason: str = "stop", logp: float = -1.0, error: Exception | None = None) -> None:
+        self._reason, self._logp, self._error = reason, logp, error
+
+    def generate(self, prompts: list[Any], params: Any, use_tqdm: bool, lora_request: Any) -> list[Any]:
+        if self._error:
+            raise self._error
+        place = SimpleNamespace(logprob=self._logp)
+        return [
+            SimpleNamespace(
+                outputs=[SimpleNamespace(token_ids=[5], logprobs=[{5: place}], finish_reason=self._reason)],
+                prompt_token_ids=prompt["prompt_token_ids"],
+                prompt_logprobs=[None, *({token: place} for token in prompt["prompt_token_ids"][1:])],
+            )
+            for prompt in prompts
+        ]
+
+
+def test_what_vllm_gives_up_refuses_or_cannot_compute_is_an_error(local_engine: LocalEngine) -> None:
+    def on(llm: _Failing) -> VllmEngine:
+        return VllmEngine(llm, _Params, Turns(local_engine.tokenizer, "tiny", 512), [2])
+
+    assert completions(on(_Failing()), _asked(GREEDY)[:1])[0].finish == "stop"
+    with pytest.raises(RunError, match="gave up a request"):
+        completions(on(_Failing("abort")), _asked(GREEDY))
+    with pytest.raises(RunError, match="refuses a request"):
+        completions(on(_Failing(error=ValueError("prompt too long"))), _asked(GREEDY))
+    with pytest.raises(RunError, match="no numbers"):
+        scores(on(_Failing(logp=float("nan"))), [ScoreRequest(user("a"), "b")])
 
 
 def test_without_vllm_the_way_to_it_is_named(

@@ -404,6 +404,20 @@ def test_a_template_that_writes_a_begun_answer_otherwise_is_named() -> None:
         scores(_engine(server.url), [ScoreRequest(user("q"), "a")])
 
 
+@pytest.mark.parametrize("name", ["prompt_logprobs", "continue_final_message", "add_generation_prompt"])
+def test_a_server_that_refuses_prompt_logprobs_is_named(name: str) -> None:
+    refusal = Answer({"error": {"message": f"Unknown parameter: '{name}'."}}, 400)
+    with serving(lambda one: refusal) as server, pytest.raises(LogprobsUnavailableError, match="likelihood"):
+        scores(_engine(server.url), [ScoreRequest(user("q"), "a")])
+
+
+def test_half_a_character_at_the_end_of_a_cut_reply_is_left_out() -> None:
+    for finish, text in (("length", "Bread"), ("stop", "Bread \ufffd")):
+        with serving(lambda one, f=finish: Answer(message("Bread \ufffd", finish=f))) as server:  # type: ignore[misc]
+            [done] = completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(), 1)])
+        assert (done.text, done.finish) == (text, finish)
+
+
 def test_a_server_without_prompt_logprobs_is_named() -> None:
     with (
         serving(lambda asked: Answer(message("x"))) as server,
@@ -554,6 +568,13 @@ def test_several_models_need_one(models: tuple[str, ...], listed: str) -> None:
     with serving(_never, models) as server:
         role = Role(engine="http", endpoints=(server.url,))
         with pytest.raises(UsageError, match=rf"judge\.model: .*{listed}.*Set judge\.model"):
+            role_source("judge", role, "embedded")
+
+
+def test_a_server_that_lists_its_models_to_nobody_without_a_key_says_so() -> None:
+    with serving(lambda one: Answer({}), listed=Answer("no", 401)) as server:
+        role = Role(engine="http", endpoints=[server.url])
+        with pytest.raises(UsageError, match="status 401: check the key in SOLON_API_KEY"):
             role_source("judge", role, "embedded")
 
 

@@ -309,6 +309,35 @@ def test_nothing_is_asked_twice_not_even_of_a_server_that_is_gone(tmp_path: Path
     assert (again.tokens_read, again.tokens_generated) == (0, 0)
 
 
+def test_what_is_being_asked_is_not_asked_again_meanwhile(tmp_path: Path) -> None:
+    def slow(one: Asked) -> Answer:
+        time.sleep(0.05)
+        return Answer(message("x"))
+
+    with serving(slow) as server:
+        engine = http_engine(server.url, cache=ReplyCache(tmp_path / "c", "x"), concurrency=8)
+        request = GenerateRequest(user("q"), Sampling(), 1)
+        found = completions(engine, [request] * 8)
+        assert [one.text for one in found] == ["x"] * 8
+        assert len(server.asked) == 1
+
+
+def test_a_template_that_adds_a_long_text_is_made_room_for_from_its_first_answer_on() -> None:
+    budget = Budget(ServerSettings(max_tokens=1000), "judge")
+    most = budget.most(prompt_bytes=20, turns=1, new_tokens=10)
+    budget.set_aside(most)
+    budget.settle(most, budget.amount(320, 10))
+    assert budget.most(prompt_bytes=20, turns=1, new_tokens=10).tokens == 330
+
+
+def test_an_account_without_money_is_not_waited_for() -> None:
+    words = {"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}
+    with serving(lambda one: Answer(words, 429)) as server:
+        with pytest.raises(RunError, match="Check the account behind the key in SOLON_API_KEY"):
+            completions(http_engine(server.url), [GenerateRequest(user("q"), Sampling(), 1)])
+        assert len(server.asked) == 1
+
+
 def test_another_seed_model_or_text_is_another_question(tmp_path: Path) -> None:
     cache = ReplyCache(tmp_path / "replies.sqlite", "s")
     body = {"model": "m", "seed": 1, "messages": [{"role": "user", "content": "q"}]}

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from solon.engines import decode
 from solon.engines.base import START_TOKENS, GenerateRequest, Message, ScoreRequest, completions, scores, user
 from solon.engines.local import LocalEngine
 from solon.engines.sampling import Chooser
+from solon.engines.turns import Answer, Turns
 from solon.errors import RunError, UsageError
+from solon.models import TRANSCRIPT
 from solon.settings import Sampling
 from solon.text import leading_sentences
+from tests.tiny import build_tokenizer
 
 WARM = Sampling(max_tokens=12, temperature=1.0, top_p=0.95)
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
@@ -97,6 +101,40 @@ def test_a_row_whose_sentences_are_full_stops_and_nothing_else_changes(tiny_engi
             assert some.finish == "length"
             shorter += 1
     assert shorter
+
+
+def test_an_answer_in_a_plain_transcript_ends_where_the_next_question_begins(
+    tiny_engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = TRANSCRIPT
+    said = tokenizer("Bake it.\n\nUser:\nAnd then what do I do with all of the bread?")["input_ids"]
+
+    class Saying:
+        broken = False
+
+        def __init__(self, sampling: Sampling, seeds: Sequence[int], device: torch.device) -> None:
+            """Draws nothing."""
+
+        def __call__(self, logits_BV: torch.Tensor, rows_B: torch.Tensor, number: int) -> torch.Tensor:
+            return torch.full((len(rows_B),), said[number])
+
+    monkeypatch.setattr("solon.engines.local.Chooser", Saying)
+    engine = LocalEngine(tiny_engine.model, tokenizer, "base")
+    [done] = completions(engine, [GenerateRequest(user("How?"), Sampling(max_tokens=len(said)), 0)])
+    assert (done.text, done.finish) == ("Bake it.", "stop")
+    assert tokenizer.decode(done.token_ids) == "Bake it.\n\nUser:"
+    assert len(done.logprobs) == done.new_tokens == len(done.token_ids)
+    assert engine.tokens_generated <= done.new_tokens + 3, "it is looked after every fourth token"
+
+
+def test_half_a_character_at_the_end_of_a_cut_answer_is_left_out(tiny_engine: LocalEngine) -> None:
+    turns = Turns(tiny_engine.tokenizer, "tiny", None)
+    ids = tiny_engine.tokenizer("Bread 🍞")["input_ids"]
+    assert turns.text(ids[:-1]) == "Bread \ufffd"
+    assert turns.answer(ids[:-1], ended=False) == Answer("Bread", len(ids) - 1, "length")
+    assert turns.answer(ids, ended=True) == Answer("Bread 🍞", len(ids), "stop")
+    assert turns.answer(tiny_engine.tokenizer("A\n\nUser: B")["input_ids"], ended=True).text == "A\n\nUser: B"
 
 
 def test_mixed_sampling_settings_come_back_in_order(tiny_engine: LocalEngine) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solon.engines import prefix
 from solon.engines.base import GenerateRequest, Message, completions
-from solon.engines.decode import decode
+from solon.engines.decode import _Batch, decode, finds_starts
 from solon.engines.local import LocalEngine
 from solon.engines.prefix import prefill
 from solon.engines.shared_start import (
@@ -75,8 +75,6 @@ ROWS = [(*range(3, 40), *end) for end in ENDS]
 def test_logits_are_those_of_a_plain_forward(
     enough: int, passes: int, tiny_engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from solon.engines.decode import _begin
-
     computed = prefix._group
     groups: list[int] = []
 
@@ -88,7 +86,8 @@ def test_logits_are_those_of_a_plain_forward(
     monkeypatch.setattr(prefix, "_group", counting)
     model = tiny_engine.model
     with start_apart(model):
-        batch, logits_BV = _begin(model, ROWS, 2, 4, True, 2048)
+        batch = _Batch(model, prefill(model, ROWS, 2, 4, True, 2048), 4)
+        logits_BV = batch.prefill()
         assert batch._kept == 37
         assert batch.start_is_read
         # Rows of two, one and four tokens of their own, of which the last is not computed here
@@ -125,6 +124,7 @@ def test_a_model_that_changes_cached_keys_falls_back(
         return keys.clone(), values
 
     monkeypatch.setattr(KeptLayer, "update", copying)
+    assert not finds_starts(model), "so that batches are planned for copies, too"
     found = decode(model, ROWS, [2], 5, lambda logits, rows, number: logits.argmax(-1))
     assert [one.ids for one in found] == [one.ids for one in expected]
 

@@ -2,14 +2,21 @@
 
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from solon.constitution import load_constitution
+from solon.engines.local import LocalEngine
+from solon.errors import UsageError
+from solon.models import ModelSource
+from solon.pipeline import Inputs
 from solon.plan import BY_NAME
 from solon.recipe import Recipe
 from solon.records import Written
+from solon.stages.common import role_engine
 from solon.stages.evaluate import describe, win
 from solon.stages.finetune import training_pairs
 from solon.stages.red_team import split_of
@@ -48,6 +55,16 @@ def test_split_ignores_case_and_spacing(text: str, share: float) -> None:
     assert split_of(text, share) == split_of(f"  {text} ", share)
     if text.isascii():
         assert split_of(text, share) == split_of(text.upper(), share)
+
+
+def test_a_model_that_is_open_already_is_not_opened_again(tiny_engine: LocalEngine) -> None:
+    source = ModelSource("other", "no/such/folder", "its weights")
+    base = ModelSource("base", "no/such/folder", "other weights")
+    inputs = Inputs(load_constitution("pharmacy"), base, {"critic": source, "judge": source}, Path(), {})
+    recipe = Recipe.model_validate({"name": "r", "judge": {"model": "other"}})
+    assert role_engine(recipe, inputs, "judge", {"its weights": tiny_engine}) is tiny_engine
+    with pytest.raises(UsageError, match="no/such/folder"):
+        role_engine(recipe, inputs, "judge", {"other weights": tiny_engine})
 
 
 def test_split_keeps_its_share() -> None:

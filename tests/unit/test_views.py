@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from solon.engines.hooks import plain_head
 from solon.errors import RunError
 from solon.models import load_model, load_tokenizer, resolve
 from solon.training.adapters import add_adapter, load_adapter, train_only, trainable, using
@@ -60,6 +61,7 @@ def test_a_common_start_is_computed_once_with_the_same_gradients(
     def note(module: object, args: object, kwargs: dict[str, Tensor]) -> None:
         widths.append(kwargs["input_ids"].shape[0] * kwargs["input_ids"].shape[1])
 
+    assert plain_head(view.model) is not None  # Measured in a pass that is not counted
     hook = view.model.base_model.register_forward_pre_hook(note, with_kwargs=True)
     shared = read()
     cost_shared, widths[:] = sum(widths), []

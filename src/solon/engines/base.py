@@ -50,7 +50,8 @@ class GenerateRequest:
 class Completion:
     """A generated turn.
 
-    `token_ids` includes the end-of-turn token if `finish` is "stop", and `logprobs` are their
+    `token_ids` includes what ended the turn if `finish` is "stop" (the end-of-turn token; in a plain
+    transcript it may be the beginning of the next question, which `text` lacks), and `logprobs` are their
     log-probabilities in nats under the model itself (temperature 1, no top-p). A server may tell neither:
     both are then empty. `prompt_tokens` and `new_tokens` are the usage, `index` the request's place.
     """

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from solon.engines.hooks import before_head, divided, shares_starts
 from solon.engines.prefix import Filled, prefill
-from solon.engines.shared_start import additive, keeps_apart, start_apart
+from solon.engines.shared_start import WORTH, additive, keeps_apart, start_apart
 from solon.training.losses import token_logprobs
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]
@@ -37,6 +38,7 @@ class Decoded:
 
 
 _CHOSEN = 64  # Rows of logits that are looked at together on a CPU: what is computed of them then stays near
+_finds_starts: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _LEAVE = 0.25  # Rows leave once this share of the batch has ended: leaving copies the others' cache.
 
 
@@ -104,7 +106,7 @@ class _Batch:
 
     def keep(self, kept_B: Tensor) -> None:
         """Go on with these of the rows alone."""
-        self._cache.batch_select_indices(kept_B)
+        self._cache.reorder_cache(kept_B)  # What selects rows by name leaves recurrent states out
         self.rows_B = self.rows_B[kept_B]
         self._seen_BT = self._seen_BT[kept_B]
         self._positions_BT = self._positions_BT[kept_B]
@@ -132,29 +134,32 @@ def decode(
 
     Beside a start that is kept once, prompts of so many tokens are computed `together`.
     """
-    apart = keeps_apart(model)
+    apart = finds_starts(model)
     # Weights gathered in inference mode could not be trained through afterwards.
     with (
         torch.no_grad() if divided(model) else torch.inference_mode(),
         start_apart(model) if apart else nullcontext(),
     ):
-        batch, logits_BV = _begin(model, prompts, ends[0], most, apart, together)
+        batch = _Batch(model, prefill(model, prompts, ends[0], most, apart, together), most)
         found = [Decoded() for _ in prompts]
-        _go_on(batch, logits_BV, found, ends, most, choose, enough)
+        _go_on(batch, batch.prefill(), found, ends, most, choose, enough)
         return found
 
 
-def _begin(
-    model: Any, prompts: Sequence[tuple[int, ...]], pad: int, most: int, apart: bool, together: int
-) -> tuple[_Batch, Tensor]:
-    """The batch after its prompts, and the logits of the first new tokens."""
-    batch = _Batch(model, prefill(model, prompts, pad, most, apart, together), most)
-    logits_BV = batch.prefill()
-    if not batch.start_is_read:
-        # A model that changes cached keys before its attention sees them: every row has the start itself.
-        batch = _Batch(model, prefill(model, prompts, pad, most, False, together), most)
-        logits_BV = batch.prefill()
-    return batch, logits_BV
+def finds_starts(model: Any) -> bool:
+    """Whether a start can be kept apart from all rows: asked of each model once, with a few tokens.
+
+    A model that changes cached keys before its attention sees them would miss it without a word.
+    """
+    if not keeps_apart(model):
+        return False
+    if model not in _finds_starts:
+        rows = [(*[0] * WORTH, token, 0) for token in (0, 1)]
+        with torch.inference_mode(), start_apart(model):
+            batch = _Batch(model, prefill(model, rows, 0, 1, True, WORTH), 1)
+            batch.prefill()
+        _finds_starts[model] = batch.start_is_read
+    return _finds_starts[model]
 
 
 def _chosen(choose: Choose, logits_BV: Tensor, rows_B: Tensor, number: int) -> tuple[Tensor, Tensor]:

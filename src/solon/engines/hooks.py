@@ -4,11 +4,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from solon.errors import RunError
+
+_LARGE = 30.0  # Logits at which a soft cap shows
+_plain_heads: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -82,14 +87,36 @@ def hidden_at(model: Any, depths: Sequence[int], forward: Callable[[], Any]) -> 
 
 
 def plain_head(model: Any) -> Tensor | None:
-    """The weights [V, width] of a head that is a matrix and nothing else; None if its logits are changed."""
-    config = model.config.get_text_config()
-    changed = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in changed):
-        return None
+    """The weights [V, width] of a head that is a matrix and nothing else; None if its logits are changed.
+
+    Soft caps and multipliers have another name in every family of models: each model is measured, once.
+    """
     head: Any = model.get_output_embeddings()
-    plain = isinstance(head, nn.Linear) and getattr(head, "bias", None) is None
-    return head.weight if plain else None
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
+        return None
+    if model not in _plain_heads:
+        _plain_heads[model] = _leaves_logits_alone(model, head)
+    return head.weight if _plain_heads[model] else None
+
+
+@torch.no_grad()
+def _leaves_logits_alone(model: Any, head: nn.Linear) -> bool:
+    """Whether logits as large as a trained model's come out of the model as they leave its head."""
+    generator = torch.Generator().manual_seed(0)
+    probe_BTD = torch.randn(1, 4, head.in_features, generator=generator).to(head.weight)
+    probe_BTD *= _LARGE / head(probe_BTD).abs().max()
+
+    def put(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        output.last_hidden_state = probe_BTD
+        return output
+
+    handle = model.base_model.register_forward_hook(put)
+    try:
+        ids_BT = torch.zeros(1, 4, dtype=torch.long, device=model.device)
+        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+    finally:
+        handle.remove()
+    return torch.allclose(logits_BTV.float(), head(probe_BTD).float(), rtol=0.02, atol=0.02 * _LARGE)
 
 
 def divided(model: Any) -> bool:

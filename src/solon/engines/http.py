@@ -32,7 +32,7 @@ from solon.engines.http_replies import (
 )
 from solon.engines.option_reading import read_options
 from solon.errors import LogprobsUnavailableError, RunError
-from solon.models import TRANSCRIPT
+from solon.models import NEXT_QUESTION, TRANSCRIPT
 from solon.roles import ServerSettings
 from solon.settings import Sampling
 
@@ -41,7 +41,6 @@ _OPTION_TOKENS = 4  # "(A)" is two or three tokens in the vocabularies in use.
 _REPLY_ONLY = "Reply with {options} and nothing else."
 _CHAT, _TEXT = "/chat/completions", "/completions"
 _TRANSCRIPT = Template(TRANSCRIPT)
-_NEXT_QUESTION = "\n\nUser:"
 
 Result = TypeVar("Result")
 
@@ -136,7 +135,7 @@ class HttpEngine:
 
     def _continue(self, request: GenerateRequest) -> Completion:
         prompt = transcript(request.conversation)
-        body = {"prompt": prompt, **self._sampled(request), "stop": [_NEXT_QUESTION]}
+        body = {"prompt": prompt, **self._sampled(request), "stop": [NEXT_QUESTION]}
         if self._settings.tokens:
             body |= {"logprobs": 1, "return_token_ids": True}
         return self._ask(_TEXT, body, lambda reply: text_completion(reply, self._settings.tokens))
@@ -179,7 +178,12 @@ class HttpEngine:
     def _told(self, turns: list[dict[str, str]], **how: bool) -> list[tuple[str, float]]:
         """Id and log-probability of every token of the prompt."""
         body = {"messages": turns, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0, **how}
-        return self._ask(_CHAT, body, lambda reply: _offered(prompt_logprobs(reply), self._no_scores()))
+        try:
+            return self._ask(_CHAT, body, lambda reply: _offered(prompt_logprobs(reply), self._no_scores()))
+        except RefusedError as error:
+            if error.status in (400, 422) and any(name in error.words for name in ("prompt_logprobs", *how)):
+                raise self._no_scores() from error
+            raise
 
     def _score_text(self, request: ScoreRequest) -> Score:
         prompt = transcript(request.conversation)

@@ -1,9 +1,10 @@
 """A hard limit on the tokens and the money that servers may use up.
 
 Before a request is sent, the most that it could use is set aside: a token is at least one byte of the
-prompt, and new tokens are limited. What it did use replaces that when the answer comes. So the sum never
-passes the limit, not even with many requests in flight; and an answer that was lost on its way counts
-whole, since the server may have counted it.
+prompt, and new tokens are limited. What it did use replaces that when the answer comes. So the sum does not
+pass the limit, not even with many requests in flight; and an answer that was lost on its way counts
+whole, since the server may have counted it. A server whose chat template adds a long text of its own is
+found out by its first answer: so much more is set aside from then on.
 """
 
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class Budget(Stoppable):
         self._role = role
         self._spent = Amount()
         self._aside = Amount()
+        self._unforeseen = 0  # Tokens that a request took beyond the most that was thought possible
 
     @property
     def spent(self) -> Amount:
@@ -46,7 +48,7 @@ class Budget(Stoppable):
 
     def most(self, prompt_bytes: int, turns: int, new_tokens: int) -> Amount:
         """The most that a request can use."""
-        return self.amount(prompt_bytes + _TEMPLATE_TOKENS * turns, new_tokens)
+        return self.amount(prompt_bytes + _TEMPLATE_TOKENS * turns + self._unforeseen, new_tokens)
 
     def amount(self, read: int, written: int) -> Amount:
         cost = read * self._settings.price_read + written * self._settings.price_written
@@ -73,6 +75,7 @@ class Budget(Stoppable):
         with self._changed:
             self._aside -= aside
             self._spent += used
+            self._unforeseen = max(self._unforeseen, used.tokens - aside.tokens)
             self._changed.notify_all()
 
     def _fits(self, sum_: Amount) -> bool:

@@ -35,13 +35,18 @@ class ReplyCache:
         except (OSError, sqlite3.Error) as error:
             raise self._unusable(error) from error
 
+    @staticmethod
+    def key(path: str, body: dict[str, Any]) -> str:
+        """The digest by which an answer is kept."""
+        return digest([path, body], length=40)
+
     def get(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
         """The reply to this body, if there is one."""
-        row = self._do("SELECT reply FROM replies WHERE asked = ?", _key(path, body))
+        row = self._do("SELECT reply FROM replies WHERE asked = ?", self.key(path, body))
         return json.loads(row[0]) if row else None
 
     def put(self, path: str, body: dict[str, Any], reply: dict[str, Any]) -> None:
-        self._do("INSERT OR REPLACE INTO replies VALUES (?, ?)", _key(path, body), json.dumps(reply))
+        self._do("INSERT OR REPLACE INTO replies VALUES (?, ?)", self.key(path, body), json.dumps(reply))
 
     def close(self) -> None:
         with self._lock:
@@ -59,7 +64,3 @@ class ReplyCache:
             f"{self.path}: the cache of answers cannot be used ({error}). Remove the file, or set "
             f"{self._setting}=off or another file."
         )
-
-
-def _key(path: str, body: dict[str, Any]) -> str:
-    return digest([path, body], length=40)

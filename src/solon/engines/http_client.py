@@ -8,8 +8,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from threading import Event, Lock
@@ -26,6 +26,7 @@ from solon.roles import ServerSettings
 
 _ATTEMPTS = 8  # That may fail; being told to wait is no failure.
 _LACKING = 3  # Replies without what was asked for after which it is no accident.
+_SPENT = "insufficient_quota"  # In a 429 that no waiting helps
 _PATIENCE_SECONDS = 1800.0  # A request that is told to wait does so for so long at the most.
 
 Request = TypeVar("Request")
@@ -58,6 +59,14 @@ class _Busy:
 
     why: str
     wait: float | None
+
+
+@dataclass
+class _Door:
+    """A lock, and how many threads wait for it or hold it."""
+
+    lock: Lock = field(default_factory=Lock)
+    people: int = 0
 
 
 @dataclass
@@ -97,6 +106,7 @@ class Client:
         self._stop = Event()
         self._pause: Pause = pause or self._stop.wait
         self._lock = Lock()
+        self._doors: dict[str, _Door] = {}
 
     @property
     def first(self) -> str:
@@ -145,13 +155,36 @@ class Client:
         Raises:
             RunError: refused, failed at every attempt, or beyond the budget.
         """
+        if self._cache is None:
+            return self._answered(path, body, read, new_tokens)
+        # Who asks what is being asked already waits for that answer: nothing is paid for twice.
+        with self._one_by_one(ReplyCache.key(path, body)):
+            known = self._cache.get(path, body)
+            if known is not None:
+                # What an older version kept may lack what is read now; it is then asked again.
+                with suppress(UnusableError):
+                    found: Result = _read(read, known)
+                    return found
+            return self._answered(path, body, read, new_tokens)
+
+    @contextmanager
+    def _one_by_one(self, key: str) -> Iterator[None]:
+        """Within the block no other thread is in it with the same key."""
+        with self._lock:
+            door = self._doors.setdefault(key, _Door())
+            door.people += 1
+        try:
+            with door.lock:
+                yield
+        finally:
+            with self._lock:
+                door.people -= 1
+                if not door.people:
+                    del self._doors[key]
+
+    def _answered(self, path: str, body: dict[str, Any], read: Read[Result], new_tokens: int) -> Result:
+        """As `post`, from a server."""
         found: Result
-        known = self._cache.get(path, body) if self._cache else None
-        if known is not None:
-            # What an older version kept may lack what is read now; it is then asked again.
-            with suppress(UnusableError):
-                found = _read(read, known)
-                return found
         self._link.greet()
         turns = body.get("messages") or [None]
         prompt_bytes = len(json.dumps(body, ensure_ascii=False).encode())
@@ -225,7 +258,8 @@ class Client:
         status = response.status_code
         words = self._link.without_key(response.text)
         said = f"{url}: status {status}: {' '.join(words.split())[:200]}"
-        if status == 429 or (status == 503 and "retry-after" in response.headers):
+        spent = status == 429 and _SPENT in words
+        if (status == 429 and not spent) or (status == 503 and "retry-after" in response.headers):
             return _Busy(said, retry_after(response.headers.get("Retry-After", ""), datetime.now(UTC)))
         if status == 408:
             return Failed(said, slow=True)

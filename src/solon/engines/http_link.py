@@ -57,6 +57,7 @@ class Link:
         self._key_env = key_env
         self._lock = Lock()
         self._greeted = False
+        self.unlisted = ""
         self._silent: str | None = None
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=connections)
         self._client = httpx2.Client(timeout=timeout, limits=limits)
@@ -93,13 +94,20 @@ class Link:
             self._greeted = True
 
     def _served(self, url: str) -> list[str] | str:
-        """The models that an endpoint lists, none where it does not; else why it cannot be reached."""
+        """The models that an endpoint lists, none where it does not; else why it cannot be reached.
+
+        Where it refuses to list them, `unlisted` says so.
+        """
         try:
             response = self._client.get(f"{url}/models", headers=self._headers(), timeout=_GREETING_SECONDS)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             return _say(url, error)
         except httpx2.RequestError:
             return []  # Something answers, if slowly: requests have their own attempts
+        if response.status_code != 200:
+            self.unlisted = f"{url}/models: status {response.status_code}"
+            if response.status_code in (401, 403):
+                self.unlisted += f": check the key in {self._key_env}"
         try:
             return [str(model["id"]) for model in response.json()["data"]]
         except (ValueError, LookupError, TypeError):
@@ -124,6 +132,8 @@ class Link:
         lower = words.lower()
         if status in (401, 403):
             return f"Check the key in {self._key_env}."
+        if status == 429:
+            return f"Check the account behind the key in {self._key_env}."
         if "chat template" in lower or "chat_template" in lower:
             return (
                 f"A base model has no chat template: set {self._role}.http.interface=completions, which "

@@ -11,7 +11,7 @@ from typing import Any
 from solon.engines.base import Completion
 from solon.engines.option_reading import TopLogprobs
 from solon.records import Finish
-from solon.text import half_a_character
+from solon.text import HALF, half_a_character
 
 Reply = dict[str, Any]
 _CUT = ("length", "content_filter")  # Reasons for an end that is not the text's own
@@ -45,7 +45,8 @@ def _completion(reply: Reply, choice: Reply, text: Any, told: Sequence[Any], tok
     if len(ids) != len(logprobs):
         raise ValueError(f"{len(ids)} ids and {len(logprobs)} log-probabilities")
     new = int(usage.get("completion_tokens") or len(ids))
-    return Completion((text or "").strip(), ids, finish, int(usage.get("prompt_tokens") or 0), new, logprobs)
+    said = (text or "").rstrip(HALF if finish == "length" else "").strip()
+    return Completion(said, ids, finish, int(usage.get("prompt_tokens") or 0), new, logprobs)
 
 
 def _finish(told: Any) -> Finish:

@@ -25,18 +25,17 @@ from solon.engines.base import (
     ScoreRequest,
     options_by_score,
 )
-from solon.engines.decode import Decoded, decode
+from solon.engines.decode import Decoded, decode, finds_starts
 from solon.engines.packed import packed
 from solon.engines.prefix import common_start
 from solon.engines.reader import Reader
 from solon.engines.sampling import Chooser
-from solon.engines.shared_start import WORTH, keeps_apart
+from solon.engines.shared_start import WORTH
 from solon.engines.turns import Turns
 from solon.errors import RunError, UsageError
 from solon.models import ModelSource, load_model, load_tokenizer
-from solon.records import Finish
 from solon.settings import Sampling
-from solon.text import says_enough
+from solon.text import HALF, says_enough
 from solon.training.batching import budget_batches
 from solon.training.encoding import Encoded
 
@@ -113,7 +112,7 @@ class LocalEngine:
 
     def _kept_once(self, rows: Sequence[tuple[int, ...]]) -> int:
         """How many first tokens every batch of these prompts keeps once, and not in every row."""
-        shared = common_start(rows) if keeps_apart(self.model) else 0
+        shared = common_start(rows) if finds_starts(self.model) else 0
         return shared if shared >= WORTH else 0
 
     def _generate(self, prompts: Sequence[_Prompt], sampling: Sampling) -> list[Completion]:
@@ -121,28 +120,30 @@ class LocalEngine:
         ids, most = [p.ids for p in prompts], sampling.max_tokens
 
         def enough(row: int, new: Sequence[int]) -> bool:
-            return len(new) % _LOOK == 0 and self._says_enough(new, prompts[row].sentences)
+            return len(new) % _LOOK == 0 and self._is_enough(new, prompts[row].sentences)
 
         found = decode(self.model, ids, self._ends, most, chooser, enough, min(_TOGETHER, self._batch_tokens))
         if chooser.broken:
             raise self._not_numbers()
         return [self._completion(p, new) for p, new in zip(prompts, found, strict=True)]
 
-    def _says_enough(self, new: Sequence[int], sentences: int | None) -> bool:
+    def _is_enough(self, new: Sequence[int], sentences: int | None) -> bool:
+        if self._turns.begins_question(new):
+            return True
         # Half of a character at the end is none yet. Other tokens are taken to add to the text.
-        return sentences is not None and says_enough(self._turns.text(new).rstrip("\ufffd"), sentences)
+        return sentences is not None and says_enough(self._turns.text(new).rstrip(HALF), sentences)
 
     def _completion(self, prompt: _Prompt, new: Decoded) -> Completion:
         self.tokens_generated += len(new.ids)
         self.tokens_read += len(prompt.ids)
-        finish: Finish = "stop" if new.ids[-1] in self._ends else "length"
+        answer = self._turns.answer(new.ids, new.ids[-1] in self._ends)
         return Completion(
-            self._turns.text(new.ids),
-            tuple(new.ids),
-            finish,
+            answer.text,
+            tuple(new.ids[: answer.tokens]),
+            answer.finish,
             len(prompt.ids),
-            len(new.ids),
-            tuple(new.logprobs),
+            answer.tokens,
+            tuple(new.logprobs[: answer.tokens]),
             prompt.index,
         )
 

@@ -2,7 +2,8 @@
 
 Few-shot examples and system texts stand at the start of many prompts, and best-of-n asks one prompt n
 times. Their keys and values are computed once and copied. Rows are laid out as [start][padding][rest],
-with explicit masks; positions count real tokens only, so the padding in the middle changes nothing.
+with explicit masks; positions count real tokens only, so the padding in the middle changes nothing. Models
+that count columns or carry a state from one to the next have all padding before the prompt.
 
 Names carry shapes: B rows, U different rows, T columns.
 """
@@ -42,9 +43,9 @@ def common_start(rows: Sequence[Sequence[int]]) -> int:
     return next(differ, max(0, shortest))
 
 
-def lay_out(rows: Sequence[Sequence[int]], pad: int) -> Layout:
-    """Pad rows to one width, between their common start and the rest."""
-    shared, width = common_start(rows), max(len(row) for row in rows)
+def lay_out(rows: Sequence[Sequence[int]], pad: int, shares: bool = True) -> Layout:
+    """Pad rows to one width, between their common start and the rest, or before all unless it `shares`."""
+    shared, width = common_start(rows) if shares else 0, max(len(row) for row in rows)
     gaps = [width - len(row) for row in rows]
     ids = [[*row[:shared], *[pad] * gap, *row[shared:]] for row, gap in zip(rows, gaps, strict=True)]
     mask = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
@@ -62,7 +63,7 @@ def prefill(
     """
     unique = list(dict.fromkeys(rows))
     place = {row: i for i, row in enumerate(unique)}
-    layout = lay_out(unique, pad)
+    layout = lay_out(unique, pad, shares_starts(model))
     cache, kept, index_B = DynamicCache(config=model.config), 0, torch.tensor([place[row] for row in rows])
     if layout.shared:
         extend(model, cache, layout.ids_BT[:1, : layout.shared], layout.mask_BT[:1, : layout.shared])
@@ -74,7 +75,7 @@ def prefill(
     if len(unique) < len(rows):
         if not kept:
             extend(model, cache, layout.ids_BT[:, :-1], layout.mask_BT[:, :-1])
-        cache.batch_select_indices(index_B.to(model.device))
+        cache.reorder_cache(index_B.to(model.device))
     if not kept and shares_starts(model):
         cache.layers = [KeptLayer(room, own=layer) for layer in cache.layers]
     return Filled(layout.rows(index_B), cache, kept)

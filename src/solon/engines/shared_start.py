@@ -85,10 +85,11 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         return (self.start.width if self.start else 0) + self._own_width()
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """The rows of these indices, of which there may be fewer than before."""
         if self._buffers is not None:
             width = self._own_width()
-            self._buffers = (self._buffers[0][indices], self._buffers[1][indices])
+            self._buffers = (self._buffers[0][beam_idx], self._buffers[1][beam_idx])
             self._show(width)
 
     def _own_width(self) -> int:

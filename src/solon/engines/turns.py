@@ -8,7 +8,19 @@ from jinja2 import TemplateError
 
 from solon.engines.base import Conversation, OptionRequest, ScoreRequest
 from solon.errors import RunError, UsageError
+from solon.models import NEXT_QUESTION, TRANSCRIPT
+from solon.records import Finish
+from solon.text import HALF
 from solon.training.encoding import Encoded
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated turn: its text, how many of the new tokens it took with what ended it, and why it ended."""
+
+    text: str
+    tokens: int
+    finish: Finish
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,32 @@ class Turns:
         return Encoded(self.prompt(request.conversation, len(answer)), answer)
 
     def text(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return self._decoded(ids).strip()
+
+    def answer(self, ids: Sequence[int], ended: bool) -> Answer:
+        """What new tokens say; `ended` if the last is an end token.
+
+        In a plain transcript an answer ends where the model writes the next question, too.
+        """
+        text = self._decoded(ids)
+        if self.begins_question(ids):
+            count = next(n for n in range(1, len(ids) + 1) if NEXT_QUESTION in self._decoded(ids[:n]))
+            return Answer(text[: text.index(NEXT_QUESTION)].strip(), count, "stop")
+        if ended:
+            return Answer(text.strip(), len(ids), "stop")
+        return Answer(text.rstrip(HALF).strip(), len(ids), "length")
+
+    def begins_question(self, ids: Sequence[int]) -> bool:
+        """Whether the next question of a plain transcript begins in these new tokens."""
+        return self.plain and NEXT_QUESTION in self._decoded(ids)
+
+    @property
+    def plain(self) -> bool:
+        """Whether conversations are written as a plain transcript, for want of a chat template."""
+        return bool(self.tokenizer.chat_template == TRANSCRIPT)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def check_options(self, requests: Sequence[OptionRequest]) -> None:
         """Raises RunError: the tokenizer writes two options of a request with the same tokens."""

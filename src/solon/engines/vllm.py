@@ -5,6 +5,7 @@ It holds no hidden states for us, so the judge linear_probe needs the local engi
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -22,8 +23,7 @@ from solon.engines.base import (
 )
 from solon.engines.turns import Turns
 from solon.errors import RunError, UsageError
-from solon.models import ModelSource, load_tokenizer
-from solon.records import Finish
+from solon.models import NEXT_QUESTION, ModelSource, load_tokenizer
 from solon.roles import VllmSettings
 
 _PORTION = 1024  # Requests handed over at once: results are yielded, and rows written, after each portion.
@@ -74,6 +74,7 @@ class VllmEngine:
 
         Raises:
             UsageError: a prompt and its new tokens do not fit into the model's context.
+            RunError: vLLM refuses a request or gives one up.
         """
         for index, request in self._portions(requests, self._generated):
             yield self._completion(index, request)
@@ -83,7 +84,7 @@ class VllmEngine:
 
         Raises:
             UsageError: a text does not fit into the context, or the adapter changes the output layer.
-            RunError: a continuation has no token.
+            RunError: a continuation has no token, vLLM refuses a request, or its values are not numbers.
         """
         if not self._scores:
             # https://github.com/vllm-project/vllm/issues/51594: dropped without a word
@@ -96,6 +97,11 @@ class VllmEngine:
             logprobs = [
                 _logprob(told.prompt_logprobs[start + k], token) for k, token in enumerate(row.answer)
             ]
+            if not all(math.isfinite(logp) for logp in logprobs):
+                raise RunError(
+                    f"{self.name} computes values that are no numbers. Its weights are damaged, or overflow: "
+                    "try dtype: float32."
+                )
             yield Score(tuple(logprobs), row.answer, start, index)
 
     def option_logprobs(self, requests: Sequence[OptionRequest]) -> list[tuple[float, ...] | None]:
@@ -123,7 +129,8 @@ class VllmEngine:
                 seed=r.seed % _SEEDS,
                 logprobs=0,
                 stop_token_ids=list(self._ends),
-                detokenize=False,
+                stop=[NEXT_QUESTION] if self._turns.plain else [],
+                detokenize=self._turns.plain,  # Which looking for a text to stop at needs
             )
             for r in requests
         ]
@@ -137,18 +144,29 @@ class VllmEngine:
 
     def _ask(self, prompts: Sequence[Sequence[int]], params: Any) -> Sequence[Any]:
         given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        found: Sequence[Any] = self._llm.generate(given, params, use_tqdm=False, lora_request=self._adapter)
+        try:
+            found: Sequence[Any] = self._llm.generate(
+                given, params, use_tqdm=False, lora_request=self._adapter
+            )
+        except ValueError as error:
+            raise RunError(f"{self.name}: vLLM refuses a request ({error}).") from error
         return found
 
     def _completion(self, index: int, told: Any) -> Completion:
         output = told.outputs[0]
         ids = tuple(int(token) for token in output.token_ids)
         logprobs = tuple(_logprob(place, token) for place, token in zip(output.logprobs, ids, strict=True))
-        finish: Finish = "length" if output.finish_reason == "length" else "stop"
+        if output.finish_reason not in ("stop", "length"):
+            raise RunError(
+                f"{self.name}: vLLM gave up a request (finish reason {output.finish_reason}). Run again: "
+                "what is finished is kept."
+            )
+        answer = self._turns.answer(ids, output.finish_reason == "stop")
         prompt_tokens = len(told.prompt_token_ids)
         self.tokens_generated += len(ids)
         self.tokens_read += prompt_tokens
-        return Completion(self._turns.text(ids), ids, finish, prompt_tokens, len(ids), logprobs, index)
+        kept = answer.tokens
+        return Completion(answer.text, ids[:kept], answer.finish, prompt_tokens, kept, logprobs[:kept], index)
 
 
 def _logprob(place: Mapping[int, Any], token: int) -> float:
@@ -196,7 +214,8 @@ def open_vllm(
             "vllm.context or vllm.gpus of the role; or try engine: local."
         ) from error
     lora = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
-    turns = Turns(tokenizer, source.name, llm.model_config.max_model_len)
+    # To score a text vLLM must write one token behind it.
+    turns = Turns(tokenizer, source.name, llm.model_config.max_model_len - 1)
     scores = not (_OUTPUT & {*config.get("targets", ()), *config.get("saved", ())})
     return VllmEngine(llm, SamplingParams, turns, [tokenizer.eos_token_id], lora, scores)
 

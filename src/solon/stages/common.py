@@ -38,12 +38,13 @@ def sl_model(inputs: Inputs) -> ModelSource:
 
 
 def role_engine(
-    recipe: Recipe, inputs: Inputs, name: RoleName, open_already: LocalEngine | None = None
+    recipe: Recipe, inputs: Inputs, name: RoleName, open_already: Mapping[str, LocalEngine] | None = None
 ) -> Engine:
-    """The role's engine; the base model's that is open already if it holds the same model."""
+    """The role's engine: one that is `open_already` here, by its model's identity, or a new one."""
     role, source = recipe.role(name), inputs.models[name]
-    if open_already is not None and role.engine == "local" and source.identity == inputs.base.identity:
-        return open_already
+    known = (open_already or {}).get(source.identity) if role.engine == "local" else None
+    if known is not None:
+        return known
     return open_role(recipe.section(name), role, source, recipe.device, recipe.dtype, recipe.batch_tokens)
 
 

@@ -28,6 +28,7 @@ from solon.engines.base import (
     completions,
     used_by,
 )
+from solon.engines.local import LocalEngine
 from solon.feedback.base import Judge, Question
 from solon.filters import clean, reject_revision
 from solon.pipeline import Inputs
@@ -86,10 +87,13 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
 def _open(recipe: Recipe, inputs: Inputs) -> tuple["Reviser", Callable[[], int]]:
     """The reviser, and what tells how many tokens its models have read and generated."""
     policy = engine_for(recipe, inputs.base)
-    critic = role_engine(recipe, inputs, "critic", policy)
+    here = {inputs.base.identity: policy}
+    critic = role_engine(recipe, inputs, "critic", here)
     if recipe.revise.candidates == 1:
         return Reviser(recipe, inputs, policy, critic, None), used_by(policy, critic)
-    judging = role_engine(recipe, inputs, "judge", policy)
+    if isinstance(critic, LocalEngine):
+        here[inputs.models["critic"].identity] = critic
+    judging = role_engine(recipe, inputs, "judge", here)
     reviser = Reviser(recipe, inputs, policy, critic, picked_judge(recipe, inputs, judging))
     return reviser, used_by(policy, critic, judging)
 

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from solon.engines.hooks import blocks
+from solon.engines.hooks import blocks, plain_head
 from solon.errors import UsageError
 from solon.training_settings import Reinforce
 
@@ -53,6 +53,7 @@ class Divided:
         Raises:
             RunError: the model's blocks cannot be found.
         """
+        plain_head(model)  # Measured while the model is whole, and known from then on
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         for block in blocks(model):
             whole = {p for name, p in block.named_parameters() if ".lora_" in name}
