@@ -34,6 +34,7 @@ from tests.tiny import build_tiny
 
 GREEDY = Sampling(max_tokens=6, temperature=0.0)
 WARM = Sampling(max_tokens=6, temperature=1.0)
+PART = VllmSettings(memory=0.2)  # Two models are held at once
 TEXTS = ["Hello", "How are you today?", "Why?", "Tell me about the sea"]
 
 
@@ -105,7 +106,7 @@ def engine(request: pytest.FixtureRequest, local_engine: LocalEngine, model_fold
         yield VllmEngine(_LikeVllm(local_engine), _Params, turns, [local_engine.tokenizer.eos_token_id])
     else:
         pytest.importorskip("vllm", reason="vLLM is not installed")
-        yield open_vllm(resolve(str(model_folder)), "float32")
+        yield open_vllm(resolve(str(model_folder)), "float32", PART)
 
 
 def _asked(sampling: Sampling) -> list[GenerateRequest]:
@@ -167,7 +168,7 @@ def test_vllm_answers_as_the_model_with_the_adapter_merged(model_folder: Path, t
     lora.merge_and_unload().save_pretrained(merged)
     open_engine(source, "cpu", torch.float32, 8192).tokenizer.save_pretrained(merged)
     expected = open_engine(resolve(str(merged)), "cpu", torch.float32, 8192)
-    found = open_vllm(source, "float32", adapter=tmp_path / "adapter")
+    found = open_vllm(source, "float32", PART, adapter=tmp_path / "adapter")
     pairs = zip(completions(found, _asked(GREEDY)), completions(expected, _asked(GREEDY)), strict=True)
     for ours, local in pairs:
         assert ours == local
