@@ -1,12 +1,20 @@
 """What TRL's trainers have in common here: settings that every run wants, and going on after a kill."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
 Config = TypeVar("Config", bound=TrainingArguments)
+
+# The transformers that vLLM asks for have only the name that newer ones deprecate.
+_CHECKPOINTING = next(
+    field.name
+    for field in sorted(fields(TrainingArguments), key=lambda field: field.name)
+    if field.name in ("activation_checkpointing", "gradient_checkpointing")
+)
 
 
 def common_settings(
@@ -23,7 +31,7 @@ def common_settings(
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "use_cpu": on_cpu,
-        "activation_checkpointing": not on_cpu,
+        _CHECKPOINTING: not on_cpu,
         "dataloader_pin_memory": not on_cpu,
         "report_to": [],
         "disable_tqdm": True,
