@@ -10,11 +10,9 @@ from transformers import TrainingArguments
 Config = TypeVar("Config", bound=TrainingArguments)
 
 # The transformers that vLLM asks for have only the name that newer ones deprecate.
-_CHECKPOINTING = next(
-    field.name
-    for field in sorted(fields(TrainingArguments), key=lambda field: field.name)
-    if field.name in ("activation_checkpointing", "gradient_checkpointing")
-)
+_NEW_NAME, _OLD_NAME = "activation_checkpointing", "gradient_checkpointing"
+_KNOWN = {field.name for field in fields(TrainingArguments)}
+_CHECKPOINTING = _NEW_NAME if _NEW_NAME in _KNOWN else _OLD_NAME
 
 
 def common_settings(
