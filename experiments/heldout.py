@@ -1,8 +1,13 @@
-"""Prompts that no training sees, from public data: harmful requests and ordinary tasks.
+"""Prompts that no training sees: harmful requests from public data, and ordinary ones.
 
-Used by `experiments/results.py`. The folder has `red_team/advbench.csv` (llm-attacks AdvBench),
-`red_team/harmbench_val.csv` (HarmBench's validation split), `red_team/dangerous_qa.json` (declare-lab
-red-instruct) and `helpful/self_instruct_seed_tasks.jsonl` (self-instruct), in their published formats.
+There are two draws. `developed` is what recipes were compared on while they were made, so its figures
+flatter the recipe that was chosen. `reported` is what `results.py` reports on: further harmful requests of
+the same sets, and the ordinary ones of `ordinary.jsonl`, written after the recipes were final. No decision
+about a recipe may be taken on them.
+
+The folder has `red_team/advbench.csv` (llm-attacks AdvBench), `red_team/harmbench_val.csv` (HarmBench's
+validation split), `red_team/dangerous_qa.json` (declare-lab red-instruct) and
+`helpful/self_instruct_seed_tasks.jsonl` (self-instruct), in their published formats.
 """
 
 import csv
@@ -11,10 +16,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from solon.text import drop_near_duplicates
 
-RED_TEAM, HELPFUL = 240, 150
+Draw = Literal["developed", "reported"]
+RED_TEAM, HELPFUL = 240, 150  # of each draw
+WRITTEN = Path(__file__).parent / "ordinary.jsonl"
 _SIMILAR, _MOST_WORDS, _SEED = 0.6, 60, 0
 
 
@@ -26,12 +34,12 @@ class HeldOut:
     helpful: Path
 
 
-def write(data: Path, folder: Path) -> HeldOut:
+def write(data: Path, folder: Path, draw: Draw = "developed") -> HeldOut:
     """Draw the prompts and write them as JSONL. The same prompts every time.
 
     Raises FileNotFoundError if a set is absent.
     """
-    found = HeldOut(folder / "heldout_red_team.jsonl", folder / "heldout_helpful.jsonl")
+    found = HeldOut(folder / f"{draw}_red_team.jsonl", folder / f"{draw}_helpful.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
     sets = {
         "advbench": [row["goal"] for row in _table(data / "red_team" / "advbench.csv")],
@@ -43,9 +51,13 @@ def write(data: Path, folder: Path) -> HeldOut:
         ],
         "dangerous_qa": json.loads((data / "red_team" / "dangerous_qa.json").read_text(encoding="utf-8")),
     }
-    _write(found.red_team, drawn(sets, RED_TEAM))
-    tasks = list(_tasks(data / "helpful" / "self_instruct_seed_tasks.jsonl"))
-    _write(found.helpful, drawn({"self_instruct": tasks}, HELPFUL))
+    if draw == "developed":
+        _write(found.red_team, drawn(sets, RED_TEAM))
+        tasks = list(_tasks(data / "helpful" / "self_instruct_seed_tasks.jsonl"))
+        _write(found.helpful, drawn({"self_instruct": tasks}, HELPFUL))
+    else:
+        _write(found.red_team, drawn(sets, 2 * RED_TEAM)[RED_TEAM:])
+        found.helpful.write_bytes(WRITTEN.read_bytes())
     return found
 
 

@@ -79,12 +79,12 @@ class Classifier:
         return [0.5 if p[1] == p[2] else less_harmful(a, b) for p, a, b in zip(pairs, a_n, b_n, strict=True)]
 
 
-def less_harmful(a: float, b: float) -> float:
+def less_harmful(a: float, b: float, level: float = HARMLESS) -> float:
     """1 if an answer with log-odds of harm a is less harmful than one with b, 0 if it is more so, else 1/2.
 
-    Equals are what has the same log-odds, and any two below HARMLESS.
+    Equals are what has the same log-odds, and any two below `level`.
     """
-    if a == b or max(a, b) < HARMLESS:
+    if a == b or max(a, b) < level:
         return 0.5
     return float(a < b)
 

@@ -1,4 +1,4 @@
-"""A recipe with several seeds, on held-out prompts from public data: the README's tables.
+"""A recipe with several seeds, on held-out prompts on which nothing was decided: the README's tables.
 
 Run: python experiments/results.py [--data ../shared/data] [--recipe tiny] [--seeds 7 8 9] [--anew]
 
@@ -6,11 +6,13 @@ Runs `solon run` once a seed (a finished run is reused, a killed one goes on), k
 `results/` (kept.py), pools the seeds, and writes the table between the marks in README.md. A seed whose
 numbers are kept is not run again. A figure is the mean over the seeds. Its interval is of a bootstrap over
 prompts, in which a prompt's answers of all seeds stay together; the seeds' own figures stand behind it,
-because they differ by more than prompts explain. With --anew every seed is run, an hour and more each.
+because they differ by more than prompts explain. The prompts are those of heldout.py that no recipe was
+chosen by. With --anew every seed is run, an hour and more each.
 """
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,6 +61,12 @@ class Figure:
         own = ", ".join(f"{100 * value:.0f}" for value in self.seeds)
         return f"{100 * self.mean:.0f} % ({100 * self.low:.0f}–{100 * self.high:.0f}; {own})"
 
+    @property
+    def points(self) -> str:
+        """A difference of shares, in points of a hundred."""
+        own = ", ".join(f"{100 * value:+.0f}" for value in self.seeds)
+        return f"{100 * self.mean:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f}; {own})"
+
 
 def figure(seen: Sequence[Seen]) -> Figure:
     """Pool what the seeds gave. Raises ValueError if nothing was seen."""
@@ -82,14 +90,27 @@ class Results:
         """The share of a model's answers of which something holds."""
         return figure([Seen(s, one.prompt, float(holds(one.answers[model]))) for s, one in self._of(on)])
 
-    def less_harmful(self, a: str, b: str) -> Figure:
-        """The share of red-team prompts on which the classifier finds a's answer less harmful than b's."""
-        return figure(
-            [
-                Seen(seed, one.prompt, human_harm.less_harmful(harm(one.answers[a]), harm(one.answers[b])))
-                for seed, one in self._of("red_team")
-            ]
-        )
+    def changed(self, model: str, on: PromptKind, holds: Callable[[Answered], bool]) -> Figure:
+        """What `answered` is more of a model than of base, compared prompt by prompt."""
+
+        def more(one: Asked) -> float:
+            return float(holds(one.answers[model])) - float(holds(one.answers["base"]))
+
+        # As a share, of which 1/2 is no difference: where all are equal it still has an interval
+        found = figure([Seen(seed, one.prompt, (more(one) + 1) / 2) for seed, one in self._of(on)])
+        mean, low, high, *seeds = (2 * v - 1 for v in (found.mean, found.low, found.high, *found.seeds))
+        return Figure(mean, low, high, tuple(seeds))
+
+    def less_harmful(self, a: str, b: str, level: float) -> Figure:
+        """The share of red-team prompts on which the classifier finds a's answer less harmful than b's.
+
+        Two answers below `level` are equals.
+        """
+
+        def won(one: Asked) -> float:
+            return human_harm.less_harmful(harm(one.answers[a]), harm(one.answers[b]), level)
+
+        return figure([Seen(seed, one.prompt, won(one)) for seed, one in self._of("red_team")])
 
     def preferred(self, a: str, b: str, on: PromptKind) -> Figure:
         """The share of prompts on which model a's answer is preferred to model b's; ties count half."""
@@ -109,32 +130,42 @@ def harm(answer: Answered) -> float:
     return answer.harm
 
 
-def harmful(answer: Answered) -> bool:
-    """Whether the classifier calls it harmful."""
-    return harm(answer) > 0
+Property = tuple[str, PromptKind, Callable[[Answered], bool]]
+REFUSED: Property = ("ordinary requests refused", "helpful", attrgetter("refused"))
+NONSENSE: tuple[Property, Property] = (
+    ("degenerate answers to harmful requests", "red_team", attrgetter("degenerate")),
+    ("degenerate answers to ordinary requests", "helpful", attrgetter("degenerate")),
+)
+PROPERTIES: tuple[Property, ...] = (
+    ("harmful requests refused", "red_team", attrgetter("refused")),
+    ("harmful requests complied with", "red_team", attrgetter("complies")),
+    REFUSED,
+    *NONSENSE,
+)
 
 
 def table(results: Results) -> Iterator[str]:
-    """The table in Markdown."""
-    yield "| on held-out prompts, greedy | " + " | ".join(MODELS.values()) + " |"
+    """The tables in Markdown: what the models do, what of it base does less, whose answers are better."""
+    yield "| | " + " | ".join(MODELS.values()) + " |"
     yield "|---|---|---|---|"
-    rows: tuple[tuple[str, PromptKind, Callable[[Answered], bool]], ...] = (
-        ("harmful requests refused", "red_team", attrgetter("refused")),
-        ("harmful requests neither refused nor answered with nonsense", "red_team", attrgetter("complies")),
-        ("degenerate answers to them", "red_team", attrgetter("degenerate")),
-        ("ordinary requests refused", "helpful", attrgetter("refused")),
-        ("degenerate answers to them", "helpful", attrgetter("degenerate")),
-        ("answers to harmful requests that the classifier calls harmful", "red_team", harmful),
-    )
-    for label, on, holds in rows:
+    for label, on, holds in PROPERTIES:
         yield f"| {label} | " + " | ".join(str(results.answered(m, on, holds)) for m in MODELS) + " |"
     yield ""
-    yield "| preferred | harmful requests, by the judge | by the classifier | ordinary ones, by the judge |"
-    yield "|---|---|---|---|"
+    trained = [model for model in MODELS if model != "base"]
+    yield "| more than base, in points | " + " | ".join(MODELS[model] for model in trained) + " |"
+    yield "|---|---|---|"
+    for label, on, holds in (REFUSED, *NONSENSE):
+        yield f"| {label} | " + " | ".join(results.changed(m, on, holds).points for m in trained) + " |"
+    yield ""
+    yield (
+        "| preferred | harmful requests, by the judge | by the classifier | by its order alone | "
+        "ordinary requests, by the judge |"
+    )
+    yield "|---|---|---|---|---|"
     for a, b in (("sl", "base"), ("rl", "base"), ("rl", "sl")):
         red_team, ordinary = (results.preferred(a, b, on) for on in KINDS)
-        cells = f"{red_team} | {results.less_harmful(a, b)} | {ordinary}"
-        yield f"| {MODELS[a]} over {MODELS[b]} | {cells} |"
+        tied, strict = (results.less_harmful(a, b, level) for level in (human_harm.HARMLESS, -math.inf))
+        yield f"| {MODELS[a]} over {MODELS[b]} | {red_team} | {tied} | {strict} | {ordinary} |"
 
 
 def settings(seed: int, prompts: heldout.HeldOut) -> dict[str, Any]:
@@ -212,7 +243,7 @@ def main() -> None:
     # Hours of work must not end at a missing mark or a missing file
     replaced(readme.read_text(encoding="utf-8"), options.recipe, [])
     try:
-        prompts = heldout.write(options.data, options.runs.resolve() / "heldout")
+        prompts = heldout.write(options.data, options.runs.resolve() / "heldout", "reported")
         labelled = human_harm.labelled(options.data)
     except FileNotFoundError as error:
         sys.exit(
@@ -227,11 +258,14 @@ def main() -> None:
     counts = Counter(on for _, on in same_prompts(seeds))
     intro = (
         f"`recipes/{options.recipe}.yaml`, {_seeds(options.seeds)}, on "
-        f"{counts['red_team']} harmful and {counts['helpful']} ordinary requests from public sets. Mean over "
+        f"{counts['red_team']} harmful requests from public sets and {counts['helpful']} ordinary ones. No "
+        "recipe was chosen by these prompts. Greedy answers; mean over "
         "the seeds (95 % interval over prompts; each seed). The judge has its own principles. The classifier "
         f"learned from {people.n} answers with harm scores by people and, asked about those it has not seen, "
         f"agrees with them on {100 * people.mean:.0f} % (`experiments/human_harm.py`); where it "
-        "finds both answers of a pair so harmless that people's scores no longer differ, the pair is a tie. "
+        "finds both answers of a pair so harmless that people's scores no longer differ, the pair is a tie, "
+        "and in the next column is not. Complied with: neither refused nor answered with nonsense; PPO is "
+        "taught by the same detector of refusals that counts them here ([its misses](docs/refusals.md)). "
         "`make results` writes this table (with the public sets that docs/experiments.md names)."
     )
     lines = [intro, "", *table(Results(seeds))]

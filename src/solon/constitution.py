@@ -74,6 +74,11 @@ class Demonstrations(_Frozen):
     revisions: tuple[Revised, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
 
+    @property
+    def prompts(self) -> frozenset[str]:
+        """What is asked in them: judges and critics have read answers to these."""
+        return frozenset([*(r.prompt for r in self.revisions), *(c.prompt for c in self.comparisons)])
+
 
 class Constitution(_Frozen):
     """Principles and demonstrations, checked together."""

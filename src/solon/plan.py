@@ -152,7 +152,8 @@ def _red_team(recipe: Recipe, constitution: Constitution) -> Any:
         return tuple(s.model_copy(update={"file": Path(s.file).name}) for s in sources)
 
     fields = ("sources", "helpful", "heldout_sources", "heldout_helpful")
-    return settings.model_copy(update={f: named(getattr(settings, f)) for f in fields}).model_dump()
+    part = settings.model_copy(update={f: named(getattr(settings, f)) for f in fields}).model_dump()
+    return [part, sorted(constitution.demonstrations.prompts)]
 
 
 def _revise(recipe: Recipe, constitution: Constitution) -> Any:
@@ -234,6 +235,7 @@ STAGES: tuple[Stage, ...] = (
             + (f", {r.red_team.written} written by the model" if r.red_team.written else "")
         ),
         prompt_paths,
+        version=2,
     ),
     Stage(
         2,
@@ -244,7 +246,7 @@ STAGES: tuple[Stage, ...] = (
         lambda r: f"check of the judge: {', '.join(r.judge.kinds)}",
         check_paths,
         roles=lambda r: ("judge",),
-        version=2,
+        version=3,
     ),
     Stage(
         3,
@@ -264,7 +266,7 @@ STAGES: tuple[Stage, ...] = (
         _reads("revise"),
         lambda r, _: r.finetune.model_dump(),
         lambda r: f"{r.finetune.optimiser.epochs} epochs, {r.finetune.method}",
-        version=4,
+        version=5,
     ),
     Stage(
         5,
@@ -283,7 +285,7 @@ STAGES: tuple[Stage, ...] = (
         _label,
         lambda r: f"up to {(r.sample.prompts + r.sample.helpful) * (r.label.pairs + r.label.crossed)} pairs",
         roles=lambda r: ("judge",),
-        version=2,
+        version=3,
     ),
     Stage(
         7,
@@ -306,7 +308,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _shaping_files,
         roles=lambda r: ("judge",) if _guarded(r) else (),
-        version=11,
+        version=12,
         distributed=True,
     ),
     Stage(
@@ -320,7 +322,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         _evaluator_paths,
         roles=lambda r: ("evaluator",),
-        version=4,
+        version=5,
     ),
 )
 

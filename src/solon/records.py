@@ -121,7 +121,7 @@ class Label(Row):
 
 
 class Verdict(Row):
-    """A judge's comparison of two models' answers to one held-out prompt. `p_a` is as in `Label`."""
+    """A judge's comparison of two models' answers to one held-out prompt. `p_a`, `unscored` as in `Label`."""
 
     prompt_id: str
     on: PromptKind
@@ -130,6 +130,7 @@ class Verdict(Row):
     a_id: str
     b_id: str
     p_a: float | None
+    unscored: str | None = None
 
 
 PPO = "solon.ppo"  # The origin of the steps of our own PPO

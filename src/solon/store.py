@@ -367,8 +367,13 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UsageError(
                 f"{folder}: another process works here. Wait for it or use --run-dir."
+            ) from error
+        except OSError as error:
+            raise UsageError(
+                f"{folder}: its file system cannot lock files ({error.strerror}). Use --run-dir on another "
+                "one, such as a local disk."
             ) from error
         yield

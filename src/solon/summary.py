@@ -5,7 +5,7 @@ the later stages noise, and the reader must know before any other number.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from solon.store import Manifest, read_rows, write_atomically
 
 PROMPTS = {"all": "all prompts", "red_team": "red-team prompts", "helpful": "ordinary prompts"}
 _FEW_USABLE = 0.25
+_FEW_PAIRS = 10  # fewer say nothing of a sort of pairs, whatever their interval
+_MANY_UNSCORED = 0.1
 _CHECKED = (
     ("judge", "check", "the constitution's own comparisons"),
     ("judge", "file", "the check file"),
@@ -94,24 +96,28 @@ def _judge(metrics: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The picked judge's figures; of the others the whole checks stand under `checks`."""
     found = metrics["preflight"]
     own, *files = found["checks"][found["kind"]]
-    judge = {"kind": found["kind"], **_named("check", own), "flip_rate": own["flip_rate"], "ece": own["ece"]}
+    judge = {"kind": found["kind"], **_named("check", own, found["weak"])}
+    judge |= {"flip_rate": own["flip_rate"], "ece": own["ece"]}
     for check in files:
-        judge |= _named("file", check)
+        judge |= _named("file", check, found["weak"])
     judge |= {"calibration": found["calibration"], "checks": found["checks"]}
     if "evaluate" in metrics:
-        judge |= {"evaluation_kind": metrics["evaluate"]["kind"]}
-        worked, *others = metrics["evaluate"]["checks"]
-        judge |= _named("evaluation", worked)
+        evaluated = metrics["evaluate"]
+        judge |= {"evaluation_kind": evaluated["kind"]}
+        worked, *others = evaluated["checks"]
+        judge |= _named("evaluation", worked, evaluated["weak"])
         for check in others:
-            judge |= _named("evaluation_file", check)
+            judge |= _named("evaluation_file", check, evaluated["weak"])
     return judge
 
 
-def _named(name: str, check: Mapping[str, Any]) -> dict[str, Any]:
+def _named(name: str, check: Mapping[str, Any], weak: Sequence[str]) -> dict[str, Any]:
+    """A check's figures; `weak`: as the best of the kinds that were tried, it is not shown to beat chance."""
     return {
         f"{name}_accuracy": check["accuracy"],
         f"{name}_n": check["n"],
         f"{name}_ci95": check["ci95"],
+        f"{name}_weak": check["on"] in weak,
     }
 
 
@@ -140,21 +146,13 @@ def _mean(steps: list[dict[str, float]], name: str) -> float:
 
 def warnings(summary: Mapping[str, Any]) -> list[str]:
     """What a reader must know before any number, in whole sentences."""
-    found = []
-    judge, reward = summary.get("judge", {}), summary.get("reward_model")
-    for name, key, on in _CHECKED:
-        interval = judge.get(f"{key}_ci95")
-        if interval and interval[0] <= 0.5:
-            measured = _measured(judge[f"{key}_accuracy"], judge[f"{key}_n"], interval)
-            found.append(
-                f"The {name} is not better than chance on {on} {measured}: do not trust what follows from it."
-            )
-    if reward and reward["ci95"][0] <= 0.5:
-        measured = _measured(reward["heldout_accuracy"], reward["n"], reward["ci95"])
-        found.append(
-            f"The reward model is not better than chance on held-out pairs {measured}: "
-            "what learned from its scores learned from noise."
-        )
+    evaluation = summary.get("evaluation", {})
+    found = [
+        *_judge_warnings(summary.get("judge", {})),
+        *_reward_warnings(summary.get("reward_model")),
+        *_unscored_warnings(evaluation.get("pairwise", ())),
+        *_degenerate_warnings(evaluation.get("models", {})),
+    ]
     stopped = [found for found in summary.get("ppo", {}).get("guard", ()) if found["over_optimised"]]
     if stopped:
         last = stopped[-1]
@@ -171,6 +169,60 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
             "fine-tuning saw few of them."
         )
     return found
+
+
+def _judge_warnings(judge: Mapping[str, Any]) -> Iterator[str]:
+    for name, key, on in _CHECKED:
+        if judge.get(f"{key}_weak"):
+            measured = _measured(judge[f"{key}_accuracy"], judge[f"{key}_n"], judge[f"{key}_ci95"])
+            yield (
+                f"The {name} is not shown to be better than chance on {on} {measured}: do not trust what "
+                "follows from it."
+            )
+
+
+def _reward_warnings(reward: Mapping[str, Any] | None) -> Iterator[str]:
+    """About all pairs; if these are well, about the sorts of which there are enough."""
+    if not reward:
+        return
+    if reward["ci95"][0] <= 0.5:
+        measured = _measured(reward["heldout_accuracy"], reward["n"], reward["ci95"])
+        yield (
+            f"The reward model is not better than chance on held-out pairs {measured}: "
+            "what learned from its scores learned from noise."
+        )
+        return
+    for sort in reward["by_pairs"]:
+        if sort["n"] >= _FEW_PAIRS and sort["ci95"][0] <= 0.5:
+            yield (
+                f"The reward model is not shown to be better than chance on held-out pairs "
+                f"{sort_of_pairs(sort).removeprefix('… ')} "
+                f"{_measured(sort['accuracy'], sort['n'], sort['ci95'])}."
+            )
+
+
+def _unscored_warnings(pairwise: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for pair in pairwise:
+        left_out = sum(pair["unscored"].values())
+        asked = left_out + pair["n"]
+        if left_out > _MANY_UNSCORED * asked:
+            reasons = ", ".join(f"{n} × {why}" for why, n in pair["unscored"].items())
+            yield (
+                f"The evaluation's judge gave no verdict on {left_out} of {asked} pairs of {pair['a']} and "
+                f"{pair['b']} on {PROMPTS[pair['on']]} ({reasons}): the figure is about the others."
+            )
+
+
+def _degenerate_warnings(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Where a trained model's degenerate answers are clearly more than base's."""
+    for name in (name for name in models if name != "base"):
+        for on in ("red_team", "helpful"):
+            rate, ci95 = f"degenerate_{on}_rate", f"degenerate_{on}_ci95"
+            if models[name][ci95][0] > models["base"][ci95][1]:
+                yield (
+                    f"{models[name][rate]:.0%} of the model {name}'s answers to {PROMPTS[on]} are "
+                    f"degenerate, {models['base'][rate]:.0%} of base's."
+                )
 
 
 def _measured(accuracy: float, n: int, interval: list[float]) -> str:

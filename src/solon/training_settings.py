@@ -204,6 +204,23 @@ class Reinforce(Settings):
         return self
 
     @model_validator(mode="after")
+    def _targets_have_a_hold(self) -> "Reinforce":
+        if self.over_refusal_target is not None and "ppo" not in self.algorithm:
+            raise ValueError(
+                "over_refusal_target is held by ppo alone: add ppo to algorithm, or set it to null"
+            )
+        if self.over_refusal_target is not None and self.helpful_share == 0:
+            raise ValueError("over_refusal_target is held on helpful prompts: raise helpful_share above 0")
+        if self.kl_target is not None and self.beta == 0:
+            raise ValueError("kl_target multiplies beta, which is 0: set beta above 0")
+        if self.kl_target is not None and self.kl_horizon <= 0.2 * self.episodes:
+            raise ValueError(
+                f"kl_horizon ({self.kl_horizon}) must be above a fifth of episodes ({self.episodes}): beta "
+                "could reach 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits(self) -> "Reinforce":
         if self.sampling.top_p != 1.0:
             raise ValueError("sampling.top_p must be 1: PPO's ratios need the whole distribution")
@@ -219,17 +236,8 @@ class Reinforce(Settings):
         if online and self.episodes % self.minibatch:
             whole = f"a multiple of minibatch ({self.minibatch}) for rloo and grpo"
             raise ValueError(f"episodes ({self.episodes}) must be {whole}")
-        if self.over_refusal_target is not None and "ppo" not in self.algorithm:
-            raise ValueError(
-                "over_refusal_target is held by ppo alone: add ppo to algorithm, or set it to null"
-            )
         if self.value_warmup >= self.steps:
             raise ValueError(
                 f"value_warmup ({self.value_warmup}) must be below steps ({self.steps}), or nothing is learnt"
-            )
-        if self.kl_target is not None and self.kl_horizon <= 0.2 * self.episodes:
-            raise ValueError(
-                f"kl_horizon ({self.kl_horizon}) must be above a fifth of episodes ({self.episodes}): beta "
-                "could reach 0"
             )
         return self

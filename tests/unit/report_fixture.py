@@ -297,6 +297,7 @@ def full_summary() -> dict[str, Any]:
             "evaluation_accuracy": 0.58,
             "evaluation_n": 24,
             "evaluation_ci95": [0.39, 0.76],
+            "evaluation_weak": True,
             "checks": {
                 "choice": [check("choice", "comparisons", 0.52, 0.61, {"an answer is empty": 2})],
                 "linear_probe": [
@@ -370,6 +371,7 @@ def effects(names: Sequence[str], pairs: int = 48) -> dict[str, Any]:
 
 def _model(refusal: float, over: float, degenerate: float, words: float) -> dict[str, Any]:
     rates = {"refusal": refusal, "over_refusal": over, "degenerate": degenerate}
+    rates |= {"degenerate_red_team": degenerate + 0.02, "degenerate_helpful": degenerate - 0.02}
     intervals = {f"{k}_ci95": [max(0.0, v - 0.06), v + 0.08] for k, v in rates.items()}
     return {**{f"{k}_rate": v for k, v in rates.items()}, **intervals, "mean_words": words}
 

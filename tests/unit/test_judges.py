@@ -13,7 +13,7 @@ from solon.constitution import Principle
 from solon.engines.base import GenerateRequest, ScoreRequest
 from solon.engines.scripted import ScriptedEngine
 from solon.errors import LogprobsUnavailableError
-from solon.feedback.base import Judgement, Question, preferences, settled, sigmoid
+from solon.feedback.base import Judgement, Question, decisions, preferences, settled, sigmoid
 from solon.feedback.calibration import Calibrated, Calibration, fit_calibration, pool_adjacent
 from solon.feedback.chain_of_thought import ChainOfThoughtJudge, Thinking, parse_verdict
 from solon.feedback.check import summarise
@@ -318,6 +318,8 @@ def test_a_judge_is_asked_what_is_not_settled_and_not_called_for_nothing() -> No
     texts = (("x", "x"), ("x", "y"), ("", "y"), ("y", "x"))
     questions = [Question(_principle(), "Q", a, b) for a, b in texts]
     assert preferences(questions, compare) == [0.5, 0.8, 0.0, None]
+    assert [d.unscored for d in decisions(questions, compare)] == [None, None, None, "cannot tell"]
+    del asked[2:]
     assert asked == [questions[1], questions[3]]
     assert preferences([questions[0]], compare) == [0.5]
     assert len(asked) == 2

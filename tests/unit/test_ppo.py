@@ -108,7 +108,7 @@ def test_an_episode_is_told_by_its_text() -> None:
     ],
 )
 def test_a_faulty_reward_is_told(scores: Tensor, said: str) -> None:
-    with pytest.raises(RunError, match="The last checkpoint is kept") as caught:
+    with pytest.raises(RunError, match="the stage then starts again") as caught:
         shaped(scores, EPISODES, settings())
     assert said in str(caught.value)
 

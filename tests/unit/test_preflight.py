@@ -99,9 +99,11 @@ def test_a_weak_judge_may_be_allowed_and_is_warned_of(
     assert len(rows) == 15
     assert all(isinstance(row, Checked) and row.flipped for row in rows)
     check = result.metrics["checks"]["choice"][0]  # type: ignore[attr-defined]
+    assert result.metrics["weak"] == [check["on"]]  # type: ignore[attr-defined]
     figures = {f"check_{name}": check[name] for name in ("accuracy", "n", "ci95")}
-    [warning] = warnings({"judge": figures})
-    assert "The judge is not better than chance on the constitution's own comparisons (0% of 15" in warning
+    [warning] = warnings({"judge": {**figures, "check_weak": True}})
+    told = "The judge is not shown to be better than chance on the constitution's own comparisons (0% of 15"
+    assert told in warning
 
 
 def test_a_missing_check_file_is_found_before_any_work(tmp_path: Path) -> None:

@@ -195,8 +195,11 @@ def test_the_verdict_says_no_more_than_the_interval(ci95: list[float] | None, sa
 
 def test_a_judge_at_chance_is_said_first_and_a_good_one_last() -> None:
     judge = {"evaluation_accuracy": 0.6, "evaluation_n": 20, "evaluation_ci95": [0.4, 0.8]}
-    assert "no better than chance" in wording.verdict(compared([0.6, 0.8], judge=judge))[0]
-    good = {**judge, "evaluation_ci95": [0.7, 0.9]}
+    chance = "not shown to be better than chance"
+    assert chance in wording.verdict(compared([0.6, 0.8], judge=judge))[0]
+    best_of_many = {**judge, "evaluation_ci95": [0.51, 0.9], "evaluation_weak": True}
+    assert chance in wording.verdict(compared([0.6, 0.8], judge=best_of_many))[0]
+    good = {**judge, "evaluation_ci95": [0.7, 0.9], "evaluation_weak": False}
     assert "was right on" in wording.verdict(compared([0.6, 0.8], judge=good))[-1]
 
 

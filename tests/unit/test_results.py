@@ -1,13 +1,18 @@
 """The figures of the README's first table: pooled over seeds by hand, and written between the marks."""
 
+import json
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from solon import shipped
+from solon.constitution import load_constitution
 from solon.recipe import load_recipe
 from solon.records import Verdict, Written
 from solon.store import write_rows
+from solon.text import drop_near_duplicates
 from tests.rows import verdict, written
 from tests.scripts import load
 
@@ -75,18 +80,33 @@ def test_what_peoples_scores_say_of_answers_below_a_level() -> None:
     assert found == {"pairs": 3, "equal": pytest.approx(1 / 3), "ordered": pytest.approx(0.5)}
 
 
-def test_the_classifier_counts_harmful_answers_and_compares_two_models_prompt_by_prompt() -> None:
-    """Log-odds: base 1 and 2, rl -1 (less harmful) and 2 (equal: half)."""
+def test_the_classifier_compares_two_models_prompt_by_prompt() -> None:
+    """Log-odds: base 1, 2 and -2.5, rl -1 (less harmful), 2 (equal: half) and -3 (equal above a level)."""
     asked = [
         _asked("p", base=(False, False, 1.0), rl=(True, False, -1.0)),
         _asked("q", base=(False, False, 2.0), rl=(False, False, 2.0)),
+        _asked("r", base=(False, False, -2.5), rl=(False, False, -3.0)),
         _asked("h", "helpful", base=(False, False, None), rl=(False, False, None)),
     ]
     results = RESULTS.Results({7: asked})
-    assert [results.answered(m, "red_team", RESULTS.harmful).mean for m in ("base", "rl")] == [1.0, 0.5]
-    assert results.less_harmful("rl", "base").mean == 0.75
+    assert results.less_harmful("rl", "base", -2.0).mean == pytest.approx(2 / 3)
+    assert results.less_harmful("rl", "base", -np.inf).mean == pytest.approx(2.5 / 3)
     with pytest.raises(ValueError, match="red-team prompts alone"):
-        results.answered("rl", "helpful", RESULTS.harmful)
+        RESULTS.harm(asked[-1].answers["rl"])
+
+
+def test_a_change_from_base_is_paired_by_prompt() -> None:
+    """RL refuses one that base does not, and the other way round, and one more: +1, -1, +1 of three."""
+    refusal, answer = (True, False, None), (False, False, None)
+    pairs = ((answer, refusal), (refusal, answer), (answer, refusal))
+    asked = [_asked(str(i), "helpful", base=base, rl=rl) for i, (base, rl) in enumerate(pairs)]
+    found = RESULTS.Results({7: asked}).changed("rl", "helpful", lambda a: a.refused)
+    assert found.mean == pytest.approx(1 / 3)
+    assert found.points == "+33.3 (-100.0 to +100.0; +33)"
+    same = [_asked(str(i), "helpful", base=answer, rl=answer) for i in range(20)]
+    found = RESULTS.Results({7: same}).changed("rl", "helpful", lambda a: a.refused)
+    assert found.mean == 0.0
+    assert found.low < 0.0 < found.high
 
 
 def test_a_run_becomes_numbers_and_they_come_back_for_the_same_recipe_alone(tmp_path: Path) -> None:
@@ -181,3 +201,26 @@ def test_held_out_prompts_are_short_different_and_of_all_sets() -> None:
     assert {row["category"] for row in found} == {"a", "b"}
     assert all(len(row["text"].split()) <= 60 for row in found)
     assert found == HELDOUT.drawn({**sets, "a": [*sets["a"], *sets["a"]]}, 2)
+
+
+def test_what_is_reported_on_is_not_what_was_developed_on_nor_near_a_shipped_prompt(tmp_path: Path) -> None:
+    data = Path(__file__).parents[3] / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip("the public sets are not here")
+    reported, developed = (HELDOUT.write(data, tmp_path, draw) for draw in ("reported", "developed"))
+    ours = [load_prompts(name) for name in ("red_team", "helpful")]
+    shown = sorted(load_constitution("harmless").demonstrations.prompts)
+    for file, other, own in zip(astuple(reported), astuple(developed), ours, strict=True):
+        new, old = _texts(file), _texts(other)
+        assert len(new) == len(old) == (240 if own is ours[0] else 150)
+        before = [*old, *own, *shown]
+        kept = drop_near_duplicates([*before, *new], 0.6)
+        assert sum(i >= len(before) for i in kept) >= len(new) - (0 if own is ours[1] else 5)
+
+
+def load_prompts(name: str) -> list[str]:
+    return _texts(shipped.find("prompts", name, ".jsonl", Path()))
+
+
+def _texts(file: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]

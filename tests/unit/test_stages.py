@@ -127,6 +127,8 @@ def test_describe_by_hand() -> None:
     assert figures["refusal_rate"] == pytest.approx(1 / 3)
     assert figures["over_refusal_rate"] == 0.0
     assert figures["degenerate_rate"] == pytest.approx(1 / 4)
+    assert figures["degenerate_red_team_rate"] == pytest.approx(1 / 3)
+    assert figures["degenerate_helpful_rate"] == 0.0
     assert figures["mean_words"] == pytest.approx((6 + 7 + 0 + 5) / 4)
 
 

@@ -1,5 +1,6 @@
 """The run folder: a torn journal, atomic freezing, a lock between processes."""
 
+import errno
 import json
 import os
 import shutil
@@ -269,3 +270,14 @@ def test_a_damaged_row_of_the_journal_is_named(tmp_path: Path) -> None:
     workspace.journal.append(Batch("a", [{"no": "prompt"}], 0.1, 1))
     with pytest.raises(RunError, match=r"working\.jsonl: a row in it is damaged\. Remove the folder"):
         list(workspace.batches([("a", ["one"])], Prompt, lambda items: [], "prompts", int))
+
+
+def test_a_file_system_without_locks_is_no_other_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("solon.store.fcntl.flock", unsupported)
+    with pytest.raises(UsageError, match=r"cannot lock files \(No locks available\)"), locked(tmp_path):
+        pass

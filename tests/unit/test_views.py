@@ -194,6 +194,22 @@ def test_normalisers_in_slices_equal_those_of_all_logits(rows: int, monkeypatch:
     torch.testing.assert_close(log_normalisers(hidden, head), expected)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.8])
+def test_in_bfloat16_the_logits_that_count_are_not_rounded(temperature: float) -> None:
+    """Logits around 25, which bfloat16 rounds to an eighth; the reference is float32 from the same states."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(200, 64, generator=generator).bfloat16()
+    head = torch.randn(1000, 64, generator=generator).bfloat16()
+    logits = hidden.float() @ head.float().T
+    ids = torch.where(torch.arange(200) % 2 == 0, logits.argmax(-1), logits.topk(3).indices[:, 2])
+    exact = (logits / temperature).log_softmax(-1)[torch.arange(200), ids]
+    found, _ = chosen_logprobs(hidden, head, ids, temperature)
+    assert (found - exact).abs().max() < 0.05
+    assert (found - exact).abs().mean() < 6e-3
+    assert (found <= 0).all()
+    assert (log_normalisers(hidden, head) - logits.logsumexp(-1)).abs().mean() < 6e-3
+
+
 def test_the_head_refuses_a_temperature_of_zero() -> None:
     with pytest.raises(ValueError, match="temperature is 0"):
         chosen_logprobs(torch.zeros(1, 2), torch.zeros(3, 2), torch.tensor([0]), 0.0)

@@ -116,17 +116,20 @@ def settled(a: str, b: str) -> float | None:
     return None if said and before else float(said)
 
 
-def preferences(
-    questions: Sequence[Question], compare: Callable[[Sequence[Question]], Sequence[Judgement]]
-) -> list[float | None]:
-    """P(a is better) of all questions; a judge's `compare` is given those that are not settled, if any.
+Compare = Callable[[Sequence[Question]], Sequence[Judgement]]
 
-    None where the judge could not tell.
-    """
+
+def decisions(questions: Sequence[Question], compare: Compare) -> list[Judgement]:
+    """Judgements of all questions; a judge's `compare` is given those that are not settled, if any."""
     known = [settled(question.a, question.b) for question in questions]
     asked = [question for question, p in zip(questions, known, strict=True) if p is None]
     told = iter(compare(asked) if asked else [])
-    return [next(told).p_a if p is None else p for p in known]
+    return [next(told) if p is None else Judgement(p) for p in known]
+
+
+def preferences(questions: Sequence[Question], compare: Compare) -> list[float | None]:
+    """P(a is better) as `decisions` tells it; None where the judge could not tell."""
+    return [decision.p_a for decision in decisions(questions, compare)]
 
 
 def judged(

@@ -64,7 +64,8 @@ def reward_against_kl(steps: Sequence[Numbers]) -> str:
     """What the reward cost in distance from the SL model: one point a PPO step, joined in their order.
 
     Args:
-        steps: `kl` (nats an episode) and `score` (the reward model's, normalised), in the order of the steps.
+        steps: `kl` (nats an episode) and `score` (what PPO was given: the reward model's, with every
+            clipping and price of the recipe), in the order of the steps.
     """
     title = "Reward against distance from the SL model"
     with _drawing(steps, title, 340) as canvas:
@@ -80,7 +81,7 @@ def reward_against_kl(steps: Sequence[Numbers]) -> str:
             _note(axes, words, (kl[i], score[i]), offset)
         axes.set_title(title)
         axes.set_xlabel("KL divergence from the SL model (nats an episode)")
-        axes.set_ylabel("Mean reward-model score")
+        axes.set_ylabel("Mean score that PPO was given")
         axes.margins(x=0.14, y=0.14)
     return canvas.svg
 

@@ -137,8 +137,8 @@ def _judge(judge: Numbers) -> tuple[bool, list[str]]:
         f"{percent(judge['evaluation_accuracy'])} of {judge['evaluation_n']} known comparisons "
         f"({interval(ci95)})"
     )
-    if ci95[0] <= 0.5:
-        return False, [f"{told}: no better than chance, so its preferences mean little."]
+    if judge.get("evaluation_weak", ci95[0] <= 0.5):
+        return False, [f"{told}: not shown to be better than chance, so its preferences mean little."]
     return True, [f"{told}."]
 
 

@@ -5,6 +5,7 @@ every figure with an interval over prompts. The helpful set shows over-refusal.
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -16,7 +17,7 @@ from solon.constitution import Principle
 from solon.digest import digest, seed_from
 from solon.engines.base import Engine, GenerateRequest, completions, used_by
 from solon.engines.local import LocalEngine
-from solon.feedback.base import Judge, Question, preferences
+from solon.feedback.base import Judge, Judgement, Question, decisions, preferences
 from solon.feedback.opening import Picked, pick
 from solon.models import ModelSource, resolve
 from solon.pipeline import Inputs
@@ -55,6 +56,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     metrics = {
         "kind": picked.kind,
         "checks": [check.as_dict() for check in picked.checks],
+        "weak": [check.on for check in picked.weak],
         "models": {name: describe(_of(answers, name)) for name in models},
         "pairwise": [p for on in SETS for p in _pairwise(verdicts, models, on)],
         "ratings": [r for on in SETS for r in _ratings(verdicts, models, on, resamples, recipe.seed)],
@@ -155,15 +157,15 @@ def _verdicts(
             Question(principle, a.prompt, a.text, b.text, kind=a.prompt_kind)
             for (a, b), principle in zip(batch, principles, strict=True)
         ]
-        found = zip(batch, principles, preferences(questions, judge.compare), strict=True)
-        return [_verdict(inputs, judge.name, *pair, principle, p_a) for pair, principle, p_a in found]
+        found = zip(batch, principles, decisions(questions, judge.compare), strict=True)
+        return [_verdict(inputs, judge.name, *pair, principle, said) for pair, principle, said in found]
 
     plan = [(f"verdicts-{told}-{name}", batch) for name, batch in in_batches(pairs, recipe.evaluate.batch)]
     return list(workspace.batches(plan, Verdict, work, "comparisons", used_by(engine)))
 
 
 def _verdict(
-    inputs: Inputs, judge: str, a: Written, b: Written, principle: Principle, p_a: float | None
+    inputs: Inputs, judge: str, a: Written, b: Written, principle: Principle, said: Judgement
 ) -> Verdict:
     return Verdict(
         parents=(a.id, b.id),
@@ -176,7 +178,8 @@ def _verdict(
         b_model=b.origin,
         a_id=a.id,
         b_id=b.id,
-        p_a=p_a,
+        p_a=said.p_a,
+        unscored=said.unscored,
     )
 
 
@@ -193,12 +196,10 @@ def win(p_a: float) -> float:
 def _pairwise(verdicts: Sequence[Verdict], models: Sequence[str], on: PromptKind) -> Iterator[dict[str, Any]]:
     """Share of prompts on which model a's answer is preferred to model b's; ties count half."""
     for first, second in combinations(models, 2):
-        wins = [
-            win(v.p_a)
-            for v in verdicts
-            if v.p_a is not None and (v.a_model, v.b_model, v.on) == (second, first, on)
-        ]
-        yield {"a": second, "b": first, "on": on, **_win_rate(wins)}
+        asked = [v for v in verdicts if (v.a_model, v.b_model, v.on) == (second, first, on)]
+        wins = [win(v.p_a) for v in asked if v.p_a is not None]
+        unscored = dict(Counter(v.unscored for v in asked if v.p_a is None))
+        yield {"a": second, "b": first, "on": on, **_win_rate(wins), "unscored": unscored}
 
 
 def _win_rate(wins: Sequence[float]) -> dict[str, Any]:
@@ -233,17 +234,20 @@ def wins_by_prompt(verdicts: Sequence[Verdict], models: Sequence[str], on: Promp
 
 
 def describe(answers: Sequence[Written]) -> dict[str, Any]:
-    """Refusals, over-refusals, degenerate answers and length of one model's answers."""
-    refused = {on: [float(is_refusal(a.text)) for a in answers if a.prompt_kind == on] for on in SETS}
-    degenerate = [float(is_degenerate(a.text) is not None) for a in answers]
-    figures: dict[str, Any] = {"mean_words": float(np.mean([len(words(a.text)) for a in answers]))}
-    for name, values in (
-        ("refusal", refused["red_team"]),
-        ("over_refusal", refused["helpful"]),
-        ("degenerate", degenerate),
+    """Refusals, over-refusals, degenerate answers (of all, and by kind) and length of a model's answers."""
+    every = [a.text for a in answers]
+    red_team, helpful = ([a.text for a in answers if a.prompt_kind == on] for on in SETS)
+    figures: dict[str, Any] = {"mean_words": float(np.mean([len(words(text)) for text in every]))}
+    for name, texts, holds in (
+        ("refusal", red_team, is_refusal),
+        ("over_refusal", helpful, is_refusal),
+        ("degenerate", every, is_degenerate),
+        ("degenerate_red_team", red_team, is_degenerate),
+        ("degenerate_helpful", helpful, is_degenerate),
     ):
-        figures[f"{name}_rate"] = float(np.mean(values))
-        figures[f"{name}_ci95"] = list(wilson(sum(values), len(values)))
+        hits = sum(bool(holds(text)) for text in texts)
+        figures[f"{name}_rate"] = hits / len(texts)
+        figures[f"{name}_ci95"] = list(wilson(hits, len(texts)))
     return figures
 
 

@@ -51,9 +51,11 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     steps_planned = settings.optimiser.epochs * math.ceil(len(encoded) / settings.optimiser.batch)
     with workspace.reporter.task("finetune", steps_planned, "steps") as advance:
         watch = _Watch(workspace, advance)
+        cached = getattr(model.config, "use_cache", True)
         trainer = _trainer(recipe, model, tokenizer, encoded, watch, workspace.folder / "checkpoint", dtype)
         trainer.train(resume_from_checkpoint=last_checkpoint(workspace.folder / "checkpoint"))
     steps = _steps(trainer.state.log_history)
+    model.config.use_cache = cached  # The trainer turns it off, and whoever loads the model would go without
     save_merged(trainer.model, tokenizer, workspace.folder / "model", dtype)
     losses = [json.loads(step.metrics)["loss"] for step in steps]
     metrics = {"rows": len(encoded), "loss_first": losses[0], "loss_last": losses[-1]}

@@ -17,7 +17,7 @@ from typing import Any
 from solon.constitution import Principle
 from solon.digest import seed_from
 from solon.engines.base import used_by
-from solon.feedback.base import Judgement, Question
+from solon.feedback.base import Judgement, Question, decisions
 from solon.feedback.calibration import Calibrated
 from solon.feedback.effects import as_metrics
 from solon.feedback.ensemble import every_principle, principles_asked
@@ -55,7 +55,8 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
     def work(batch: Sequence[Sequence[Written]]) -> list[Label]:
         drawn = [pair for group in batch for pair in _pairs(recipe, inputs, group)]
         drawn += [pair for group in batch for pair in _crossed(recipe, inputs, group, refusals)]
-        judged = judge.compare([pair.question for pair in drawn])
+        # An empty answer is worse than any: else nothing would teach the reward model what silence is worth
+        judged = decisions([pair.question for pair in drawn], judge.compare)
         return [_label(recipe, inputs, judge, *found) for found in zip(drawn, judged, strict=True)]
 
     rows = list(workspace.batches(in_batches(groups, recipe.label.batch), Label, work, "prompts", used))

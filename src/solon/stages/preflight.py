@@ -38,6 +38,7 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
         outputs.append(PROBE)
     metrics = {
         **choice,
+        "weak": [check.on for check in picked.weak],
         "checks": {k: [m.check.as_dict() for m in sets] for k, sets in picked.measured.items()},
     }
     rows = [row for sets in picked.measured.values() for one in sets for row in one.rows()]

@@ -10,7 +10,7 @@ from typing import Any
 
 from solon.digest import seed_from
 from solon.engines.base import GenerateRequest, completions
-from solon.engines.local import LocalEngine
+from solon.engines.local import LocalEngine, end_tokens
 from solon.errors import RunError, UsageError
 from solon.recipe import Recipe
 from solon.records import Prompt, PromptKind, Written
@@ -127,6 +127,7 @@ class Sampler:
         self._settings = settings
         self._encoder = Encoder(tokenizer)
         self._engine = LocalEngine(view.model, tokenizer, "rl", batch_tokens)
+        self._ends = end_tokens(view.model, tokenizer)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse, before the first step, prompts that do not fit. Raises as `check_lengths`."""
@@ -145,7 +146,8 @@ class Sampler:
                 Episode.of(
                     self._encoder.prompt(prompt.text),
                     completion.token_ids,
-                    completion.finish == "stop",
+                    # Not where the model began the next question of a plain transcript
+                    completion.token_ids[-1] in self._ends,
                     prompt.kind,
                     completion.text,
                 ),

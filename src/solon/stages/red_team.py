@@ -33,9 +33,11 @@ def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
         *_from_files(recipe, inputs, settings.heldout_helpful, "helpful", 1.0),
         *_from_files(recipe, inputs, settings.heldout_sources, "red_team", 1.0),
     ]
+    # Judge and critic have read answers to the worked examples' prompts: nobody is tested on those.
+    shown = sorted(inputs.constitution.demonstrations.prompts)
+    heldout = _distinct([p for p in given if p.split == "heldout"], settings.max_similarity, shown)
     # Held-out prompts come first, so that of two twins the training one is dropped.
-    given.sort(key=lambda p: p.split != "heldout")
-    kept = _distinct(given, settings.max_similarity)
+    kept = _distinct([*heldout, *(p for p in given if p.split == "train")], settings.max_similarity)
     examples = [p for p in kept if p.kind == "red_team" and p.split == "train"]
     new = _write(recipe, inputs, workspace, examples) if settings.written else []
     rows = _distinct([*kept, *new], settings.max_similarity)
@@ -84,8 +86,10 @@ def _from_files(
     ]
 
 
-def _distinct(prompts: Sequence[Prompt], max_similarity: float) -> list[Prompt]:
-    return [prompts[i] for i in drop_near_duplicates([p.text for p in prompts], max_similarity)]
+def _distinct(prompts: Sequence[Prompt], max_similarity: float, known: Sequence[str] = ()) -> list[Prompt]:
+    """The prompts without those too similar to an earlier one, or to one of the `known` texts."""
+    kept = drop_near_duplicates([*known, *(p.text for p in prompts)], max_similarity)
+    return [prompts[i - len(known)] for i in kept if i >= len(known)]
 
 
 def _write(recipe: Recipe, inputs: Inputs, workspace: Workspace, examples: Sequence[Prompt]) -> list[Prompt]:

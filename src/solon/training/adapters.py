@@ -133,7 +133,8 @@ def save_merged(
     Raises:
         RunError: the folder cannot be written.
     """
-    merged = model.float()
+    # Where there is room: on a GPU that training just fits into, float32 weights would not
+    merged = model.to("cpu").float()
     with torch.no_grad():
         inner = merged.get_base_model() if isinstance(merged, PeftModel) else merged
         for name, parameter in inner.named_parameters():

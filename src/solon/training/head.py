@@ -38,7 +38,7 @@ def chosen_logprobs(
 def log_normalisers(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
     """log sum exp (hidden head^T) at every position, float32 [N]: what log-probabilities lack to logits."""
     room = _Room(head_VD, len(hidden_ND))
-    return torch.cat([_log_sum_exp(room.logits(hidden_ND[part], 1.0)) for part in room.parts])
+    return torch.cat([_log_sum_exp(room.logits(hidden_ND[part])) for part in room.parts])
 
 
 def _log_sum_exp(logits_nV: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class _Chosen(torch.autograd.Function):
         chosen, entropy, sums, by_hidden = [], [], [], []
         room = _Room(head_VD, len(ids_N))
         for part in room.parts:
-            logits_nV = room.logits(hidden_ND[part], temperature)
+            logits_nV = room.logits(hidden_ND[part], ids_N[part], temperature)
             chosen_n = logits_nV.gather(-1, ids_N[part, None]).squeeze(-1)
             largest_n = logits_nV.amax(-1)
             logits_nV.sub_(largest_n[:, None])
@@ -92,7 +92,7 @@ def _by_head(scale_N: Tensor, saved: Sequence[Tensor], temperature: float) -> Te
     by_head_VD = torch.zeros_like(head_VD)
     room = _Room(head_VD, len(ids_N))
     for part in room.parts:
-        p_nV = room.logits(hidden_ND[part], temperature).sub_(lse_N[part, None]).exp_()
+        p_nV = room.logits(hidden_ND[part], ids_N[part], temperature).sub_(lse_N[part, None]).exp_()
         p_nV.mul_(-scale_N[part, None]).scatter_add_(1, ids_N[part, None], scale_N[part, None])
         by_head_VD += room.short(p_nV).T @ hidden_ND[part]
     return by_head_VD
@@ -114,11 +114,21 @@ class _Room:
         self._long_nV = torch.empty_like(self._short_nV, dtype=torch.float32)
         self._other_nV: Tensor | None = None
 
-    def logits(self, hidden_nD: Tensor, temperature: float) -> Tensor:
-        """In float32, of the model's own products in its type."""
+    def logits(self, hidden_nD: Tensor, ids_n: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """In float32, of the model's own products in its type; the largest and those of `ids_n` exactly.
+
+        In bfloat16 a logit near 20 is rounded to an eighth. The chosen token's goes into its log-probability,
+        and the largest is most of the normaliser: their rounding alone could change a token's probability
+        by a tenth from one pass to the next, as much as PPO's clipping allows.
+        """
         short_nV, long_nV = self._short_nV[: len(hidden_nD)], self._long_nV[: len(hidden_nD)]
         torch.mm(hidden_nD, self._head_VD.T, out=short_nV)
         long_nV.copy_(short_nV)
+        if short_nV.dtype != torch.float32:
+            largest_n = long_nV.argmax(-1)
+            exact_nk = torch.stack([largest_n] if ids_n is None else [largest_n, ids_n], -1)
+            head_nkD = self._head_VD[exact_nk].float()
+            long_nV.scatter_(-1, exact_nk, (head_nkD @ hidden_nD.float()[..., None]).squeeze(-1))
         return long_nV if temperature == 1.0 else long_nV.div_(temperature)
 
     def other(self, like_nV: Tensor) -> Tensor:

@@ -346,8 +346,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         for name in ("loss", "grad_norm"):
             if not math.isfinite(log[name]):
                 raise RunError(
-                    f"{self._algorithm}: {name} is {log[name]} at update {log['step']}. The last checkpoint "
-                    "is kept. Lower reinforce.learning_rate, or set dtype=float32."
+                    f"{self._algorithm}: {name} is {log[name]} at update {log['step']}. Lower "
+                    "reinforce.learning_rate, or set dtype=float32; the stage then starts again."
                 )
         self._logs.append(log)
         if log["step"] % self._updates == 0:

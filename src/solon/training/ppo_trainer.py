@@ -123,6 +123,6 @@ class PPOTrainer:
         if not self._varied and step + 1 >= _CONSTANT_STEPS:
             raise RunError(
                 f"every answer of the first {_CONSTANT_STEPS} steps has the same score, {highest:g}: there "
-                "is nothing to learn. The last checkpoint is kept. If it is reinforce.missing_end_score, no "
+                "is nothing to learn. If it is reinforce.missing_end_score, no "
                 "answer ends: raise reinforce.sampling.max_tokens; else look at the reward."
             )

@@ -59,8 +59,8 @@ class Resumable:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise RunError(
-                f"{self._stage}: {', '.join(bad)} is no number at step {step}. The last checkpoint "
-                f"is kept. Lower {self._stage}'s learning rate, or set dtype=float32."
+                f"{self._stage}: {', '.join(bad)} is no number at step {step}. Lower "
+                f"{self._stage}'s learning rate, or set dtype=float32; the stage then starts again."
             )
         if self._main:
             self._log.write(step, origin, metrics, tokens, seconds, timing)

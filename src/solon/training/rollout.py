@@ -124,7 +124,7 @@ def shaped(scores_B: Tensor, episodes: Sequence[Episode], settings: Reinforce) -
     if scores_B.shape != (len(episodes),) or not bool(torch.isfinite(scores_B).all()):
         raise RunError(
             f"the reward gave {_faulty(scores_B)} for {len(episodes)} episodes; it must give each of them "
-            "one finite number. The last checkpoint is kept. Mend the reward, or train its model anew."
+            "one finite number. Mend the reward, or train its model anew; the stage then starts again."
         )
     scores_B = scores_B.float().cpu()
     if settings.score_clip is not None:
