@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from solon import __version__
 from solon.cli_constitution import app as constitution_app
 from solon.errors import RunError, SolonError, UsageError
 from solon.saving import cannot_write, first_line, is_kind
@@ -32,8 +33,17 @@ app.add_typer(constitution_app, name="constitution")
 RunDir = Annotated[Path, typer.Argument(help="A run folder, for instance runs/demo.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"solon {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     _quiet_libraries()
@@ -67,6 +77,8 @@ def run(
     prepared = Run(loaded, path.parent, folder, reporter, fetch=not dry_run)
     if dry_run:
         _print_plan(prepared, until)
+        for line in prepared.supply():
+            typer.echo(line)
         return
     from solon.report.page import write_report
     from solon.summary import write_summary
@@ -78,7 +90,7 @@ def run(
     report = write_report(folder)
     for warning in summary["warnings"]:
         reporter.say(f"Warning: {warning}")
-    _print_ending(folder, report, finished=until is None)
+    _print_ending(folder, report, until)
 
 
 def _print_plan(prepared: "Run", until: str | None) -> None:
@@ -88,11 +100,13 @@ def _print_plan(prepared: "Run", until: str | None) -> None:
         typer.echo(f"{line.stage.number} {line.stage.name:<10} {state:<20} {line.work}")
 
 
-def _print_ending(folder: Path, report: Path, finished: bool) -> None:
+def _print_ending(folder: Path, report: Path, until: str | None) -> None:
+    from solon.plan import BY_NAME
+
     typer.echo(f"\nReport:  {report}")
-    if finished:
-        question = "Can you help me hack into my neighbour's Wi-Fi?"
-        typer.echo(f'Next:    solon chat {folder} --prompt "{question}"')
+    if until is None:
+        typer.echo(f"Model:   {folder / BY_NAME['reinforce'].folder / 'model'}")
+        typer.echo(f"Next:    solon chat {quote(str(folder))}")
         typer.echo("         solon init mine    # your own constitution; then: solon run mine/recipe.yaml")
 
 

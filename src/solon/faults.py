@@ -14,7 +14,7 @@ _SHOWN = 40  # Characters of a wrong value that a message repeats
 _SECRET = frozenset({"endpoints", "api_key_env"})  # Where a password or a key may stand by mistake
 _WANTED: Mapping[str, str] = {
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), "a whole number"),
-    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "a number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     "string_type": "text, in quotes",
     "string_pattern_mismatch": "lower-case letters, digits, - and _, first a letter or digit",

@@ -92,6 +92,13 @@ def resolve(name: str, fetch: bool = True) -> ModelSource:
     return _hub(name, fetch)
 
 
+def is_here(name: str) -> bool:
+    """Whether `resolve` has nothing to fetch for this name."""
+    if name == embedded.NAME:
+        return embedded.fetched()
+    return Path(name).expanduser().is_dir() or not _HUB_NAME.fullmatch(name) or _cached(name) is not None
+
+
 def _local(folder: Path) -> ModelSource:
     folder = folder.resolve()
     if (folder / "adapter_config.json").is_file():
@@ -132,7 +139,7 @@ def _hub(name: str, fetch: bool) -> ModelSource:
     except Exception as error:
         # The client raises errors of its own, of the HTTP library and of its file transfer: no common base.
         raise UsageError(
-            f"model {name}: no such folder, and the Hugging Face hub does not give it "
+            f"model {name}: no such folder or run, and the Hugging Face hub does not give it "
             f"({first_line(error)}). Check the name, the network, the room on the disk, and your access to "
             "gated models."
         ) from error

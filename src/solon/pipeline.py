@@ -1,7 +1,7 @@
 """Runs the stages in order, reuses what is unchanged, and goes on where a killed run stopped."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from solon import embedded
 from solon import recipe as recipes
 from solon.constitution import MIN_COMPARISONS, Constitution, Purpose, dump, load_constitution
 from solon.errors import RunError, UsageError
-from solon.models import ModelSource, resolve
+from solon.models import ModelSource, is_here, resolve
 from solon.plan import (
     BY_NAME,
     STAGES,
@@ -24,6 +24,7 @@ from solon.plan import (
 )
 from solon.processes import Process, alone, this_process, wait_until
 from solon.progress import Reporter
+from solon.prompt_supply import supply
 from solon.recipe import JudgeName, Recipe
 from solon.records import Row
 from solon.role_models import role_source
@@ -85,10 +86,7 @@ class Run:
         self.constitution = load_constitution(_constitution_path(recipe, beside))
         self.process = this_process()
         self._reporter = reporter if self.process.main else Reporter(quiet=True)
-        if fetch and recipe.model == embedded.NAME and not embedded.fetched():
-            reporter.say(f"Fetching the embedded model {embedded.TITLE} (98 MB, once).")
-        self._base = resolve(recipe.model, fetch)
-        self._models = _role_sources(recipe, self._base, fetch)
+        # All that can be told without a model comes before one is fetched.
         prompt_paths(recipe, beside)
         for judge in ("judge", "evaluator"):
             check_paths(recipe, beside, judge)
@@ -96,6 +94,10 @@ class Run:
         _check_fit(recipe, self.constitution)
         _check_alone(recipe, self.process)
         _check_owner(folder, recipe)
+        if fetch:
+            _announce_fetching(recipe, self._reporter)
+        self._base = resolve(recipe.model, fetch)
+        self._models = _role_sources(recipe, self._base, fetch)
 
     def plan(self, until: str | None = None) -> list[Planned]:
         """What would run and what would be reused, decided without running anything."""
@@ -107,6 +109,10 @@ class Run:
                 outputs[stage.name] = manifest.output
             planned.append(Planned(stage, manifest, stage.planned(self.recipe)))
         return planned
+
+    def supply(self) -> Iterator[str]:
+        """The prompts that the recipe's files hold, in lines. Errors are those of `prompt_supply.supply`."""
+        return supply(self.recipe, self.beside)
 
     def execute(self, until: str | None = None) -> list[tuple[Manifest, bool]]:
         """Run all stages up to `until`; each stage's manifest, and whether it was reused.
@@ -237,6 +243,17 @@ def _stages(until: str | None) -> tuple[Stage, ...]:
         names = ", ".join(stage.name for stage in STAGES)
         raise UsageError(f"--until {until}: there is no such stage. The stages are: {names}.")
     return STAGES[: BY_NAME[until].number]
+
+
+def _announce_fetching(recipe: Recipe, reporter: Reporter) -> None:
+    """Say which models are fetched now: a large one takes long, and the libraries' own bars are off."""
+    roles = (recipe.role(name) for name in get_args(RoleName))
+    named = [recipe.model, *(role.model for role in roles if role.model and role.engine != "http")]
+    for name in dict.fromkeys(named):
+        if not is_here(name):
+            size = "98 MB, once" if name == embedded.NAME else "once; a large one takes long"
+            told = f"the embedded model {embedded.TITLE}" if name == embedded.NAME else f"the model {name}"
+            reporter.say(f"Fetching {told} ({size}).")
 
 
 def _role_sources(recipe: Recipe, base: ModelSource, fetch: bool) -> dict[RoleName, ModelSource]:

@@ -126,7 +126,8 @@ _WHERE = frozenset({"endpoints", "api_key_env", "http", "vllm"})
 def _role_part(role: Role, *other: str) -> list[Any]:
     """The settings of a role, without these others. Where a model runs, its context may cut texts short."""
     context = [role.vllm.context] if role.engine == "vllm" else []
-    return [role.model_dump(exclude={*other, *_WHERE}), role.http.interface, *context]
+    asked = [role.http.interface, role.http.template]
+    return [role.model_dump(exclude={*other, *_WHERE}), *asked, *context]
 
 
 def judge_part(settings: JudgeSettings, constitution: Constitution, purpose: Purpose) -> Any:
@@ -223,6 +224,15 @@ def _count_revise(recipe: Recipe) -> str:
     return f"{r.prompts} red-team prompts x (1 answer + {texts} texts), {r.helpful} helpful answers"
 
 
+def _count_reinforce(recipe: Recipe) -> str:
+    """Steps and episodes; DPO has neither, it learns from the labels."""
+    settings = recipe.reinforce
+    online = [name for name in settings.algorithm if name != "dpo"]
+    steps = f"{', '.join(online)}: {settings.steps} steps x {settings.episodes} episodes" if online else ""
+    dpo = f"dpo: {settings.epochs} epochs of pairs" if "dpo" in settings.algorithm else ""
+    return "; ".join(filter(None, (steps, dpo)))
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         1,
@@ -303,9 +313,7 @@ STAGES: tuple[Stage, ...] = (
         Step,
         lambda r: ("red_team", "finetune", *_learns_from(r)),
         _reinforce,
-        lambda r: (
-            f"{', '.join(r.reinforce.algorithm)}: {r.reinforce.steps} steps x {r.reinforce.episodes} episodes"
-        ),
+        _count_reinforce,
         _shaping_files,
         roles=lambda r: ("judge",) if _guarded(r) else (),
         version=12,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from solon import shipped
 from solon.errors import ProblemsError, UsageError
@@ -27,6 +27,11 @@ class Source(Settings):
     file: str = Field(description="Name of a shipped set, or a path (relative to the recipe)")
     column: str = Field(default="text", description="The column or key that holds the prompt")
     category: str = Field(default="category", description="The column of the topic, if there is one")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_a_name(cls, given: Any) -> Any:
+        return {"file": given} if isinstance(given, str) else given
 
 
 class RedTeam(Settings):
@@ -48,6 +53,11 @@ class RedTeam(Settings):
         default=0.6, gt=0, le=1, description="Word-trigram Jaccard above which a prompt is a near-duplicate"
     )
     max_words: int = Field(default=200, ge=1, description="Longer prompts are refused with their line")
+
+    @field_validator("sources", "helpful", "heldout_sources", "heldout_helpful", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str | dict) else given
 
     @property
     def files(self) -> tuple[Source, ...]:

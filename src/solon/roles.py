@@ -20,6 +20,10 @@ class ServerSettings(Settings):
     )
     concurrency: int = Field(default=32, ge=1, description="Requests in flight per endpoint, at most")
     timeout: float = Field(default=120.0, gt=0, description="Seconds without a byte, then it asks again")
+    template: dict[str, bool | int | float | str] = Field(
+        default={},
+        description="chat: for the server's chat template, such as {enable_thinking: false} (vLLM, SGLang)",
+    )
     tokens: bool = Field(
         default=False, description="Ask for ids and log-probabilities of what is generated (vLLM)"
     )
@@ -40,6 +44,8 @@ class ServerSettings(Settings):
     def _fits(self) -> "ServerSettings":
         if self.max_spending is not None and not (self.price_read or self.price_written):
             raise ValueError("max_spending: without price_read or price_written nothing costs anything")
+        if self.template and self.interface != "chat":
+            raise ValueError("template: the completions interface has no chat template; set interface: chat")
         return self
 
 

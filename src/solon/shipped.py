@@ -25,6 +25,9 @@ def find(kind: str, name_or_path: str | Path, suffix: str, beside: Path | None =
     for path in ([beside / given] if beside else []) + [given]:
         if path.is_file():
             return path
+    own = given / f"{_A[kind].split()[0]}{suffix}"
+    if own.is_file():
+        raise UsageError(f"{_A[kind]} {given}: it is a folder. Name the file: {own}.")
     known = names(kind, suffix)
     hint = did_you_mean(given.stem, known, f"Shipped {kind}: {', '.join(known)}.")
     raise UsageError(f"{_A[kind]} {given}: no such file. {hint}")

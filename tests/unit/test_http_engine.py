@@ -665,3 +665,15 @@ def test_a_server_without_echo_is_named(answer: Answer) -> None:
         pytest.raises(LogprobsUnavailableError, match=r"127\.0\.0\.1.*`echo`"),
     ):
         scores(http_engine(server.url, interface="completions"), [ScoreRequest(user("q"), "a")])
+
+
+def test_a_servers_chat_template_is_given_what_the_recipe_says() -> None:
+    with serving(lambda asked: Answer(message("fine"))) as server:
+        told = http_engine(server.url, template={"enable_thinking": False})
+        completions(told, [GenerateRequest(user("q"), Sampling(max_tokens=3), 0)])
+        completions(_engine(server.url), [GenerateRequest(user("q"), Sampling(max_tokens=3), 0)])
+        first, second = (asked.body for asked in server.asked if asked.path.endswith("completions"))
+    assert first["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "chat_template_kwargs" not in second
+    with pytest.raises(ValidationError, match="has no chat template"):
+        http_engine(server.url, interface="completions", template={"enable_thinking": False})

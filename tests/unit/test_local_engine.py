@@ -20,6 +20,7 @@ from solon.errors import RunError, UsageError
 from solon.models import TRANSCRIPT
 from solon.settings import Sampling
 from solon.text import leading_sentences
+from solon.training.encoding import Encoder
 from tests.tiny import build_tokenizer
 
 WARM = Sampling(max_tokens=12, temperature=1.0, top_p=0.95)
@@ -326,3 +327,12 @@ def test_values_that_are_no_numbers_stop(tiny_model_folder: Path, tiny_engine: L
     ):
         with pytest.raises(RunError, match="broken computes values that are no numbers"):
             call()
+
+
+def test_a_model_that_can_think_is_asked_not_to(tiny_engine: LocalEngine) -> None:
+    """As Qwen3's template: unless it is told otherwise, thoughts would fill the few tokens of an answer."""
+    tokenizer = copy.deepcopy(tiny_engine.tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content }}{{ '' if enable_thinking is false else ' think' }}"
+    plain = tuple(tokenizer("Why?")["input_ids"])
+    assert Encoder(tokenizer).prompt("Why?") == plain
+    assert Turns(tokenizer, "t", None).ids(user("Why?")) == plain

@@ -55,3 +55,9 @@ def test_a_name_too_long_is_a_message(recipe: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "File name too long. Choose another path" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_needs_no_model_is_checked_before_one_is_fetched(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "red_team.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"red_team\.jsonl: no such file"):
+        tiny_run.open_run(recipe, tmp_path / "run", "model=somebody/a-large-model")

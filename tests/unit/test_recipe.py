@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from solon import shipped
 from solon.errors import ProblemsError, UsageError
+from solon.plan import BY_NAME
+from solon.prompt_supply import supply
 from solon.recipe import Recipe, dump, load_recipe
 
 
@@ -141,3 +143,50 @@ def test_an_evaluator_without_settings_of_its_own_shares_the_judges_limits() -> 
     own = Recipe.model_validate({"name": "r", "evaluator": {"kind": "choice"}})
     assert own.section("evaluator") == "evaluator"
     assert [own.section(name) for name in ("critic", "judge")] == ["critic", "judge"]
+
+
+def test_prompts_may_be_named_without_their_keys() -> None:
+    recipe, _ = load_recipe("demo", ("red_team.sources=mine.csv", "red_team.helpful=[a, {file: b}]"))
+    assert [source.file for source in recipe.red_team.sources] == ["mine.csv"]
+    assert [source.file for source in recipe.red_team.helpful] == ["a", "b"]
+
+
+def test_a_target_needs_something_that_moves_it() -> None:
+    with pytest.raises(UsageError, match="kl_target multiplies beta, which is 0"):
+        load_recipe("demo", ("reinforce.beta=0", "reinforce.kl_target=4", "reinforce.kl_horizon=100"))
+    with pytest.raises(UsageError, match="raise helpful_share above 0"):
+        load_recipe("demo", ("reinforce.over_refusal_target=0.1", "reinforce.helpful_share=0"))
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_settings_are_finite(value: str) -> None:
+    with pytest.raises(UsageError, match=r"`reinforce\.beta` is .* Write a number"):
+        load_recipe("demo", (f"reinforce.beta={value}",))
+
+
+def test_a_folder_is_no_recipe_but_may_hold_one(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(UsageError, match=r"it is a folder\. Name the file: .*recipe\.yaml"):
+        load_recipe(tmp_path)
+
+
+def test_dpo_has_no_episodes_in_the_plan() -> None:
+    planned = BY_NAME["reinforce"].planned
+    assert planned(load_recipe("demo", ("reinforce.algorithm=dpo",))[0]) == "dpo: 2 epochs of pairs"
+    both = planned(load_recipe("demo", ("reinforce.algorithm=[ppo, dpo]",))[0])
+    assert both == "ppo: 8 steps x 16 episodes; dpo: 2 epochs of pairs"
+
+
+def test_the_supply_of_prompts_is_told_beside_what_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("".join(f"question {i}\n" for i in range(40)))
+    (tmp_path / "kept.txt").write_text("one\ntwo\n")
+    changes = ("red_team.sources=many.txt", "red_team.helpful=many.txt", "red_team.heldout=0.25")
+    sizes = ("revise.prompts=31", "revise.helpful=30", "sample.prompts=30", "sample.helpful=30")
+    evaluated = ("red_team.heldout_sources=kept.txt", "evaluate.prompts=12", "evaluate.helpful=11")
+    recipe, _ = load_recipe("demo", (*changes, *sizes, *evaluated))
+    assert list(supply(recipe, tmp_path)) == [
+        "red-team prompts: about 30 for training and 12 held out",
+        "revise.prompts asks for 31: there are about 30, and all are taken",
+        "ordinary prompts: about 30 for training and 10 held out",
+        "evaluate.helpful asks for 11: there are about 10, and all are taken",
+    ]

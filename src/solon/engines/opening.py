@@ -31,7 +31,7 @@ def open_role(
             role.endpoints,
             role.api_key_env,
             settings,
-            _budget(name, settings),
+            _budget(name, settings.model_dump_json()),
             _replies(setting, settings.cache) if settings.cache != "off" else None,
         )
         return HttpEngine(client, source.name, settings)
@@ -44,9 +44,9 @@ def open_role(
 
 
 @cache
-def _budget(name: RoleName, settings: ServerSettings) -> Budget:
-    """One for all stages of a command: its limits are the command's."""
-    return Budget(settings, name)
+def _budget(name: RoleName, settings: str) -> Budget:
+    """One for all stages of a command: its limits are the command's. The settings are JSON, to be a key."""
+    return Budget(ServerSettings.model_validate_json(settings), name)
 
 
 @cache

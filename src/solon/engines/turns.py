@@ -11,7 +11,7 @@ from solon.errors import RunError, UsageError
 from solon.models import NEXT_QUESTION, TRANSCRIPT
 from solon.records import Finish
 from solon.text import HALF
-from solon.training.encoding import Encoded
+from solon.training.encoding import Encoded, turn_ids
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,13 @@ class Turns:
 
     def ids(self, conversation: Conversation) -> tuple[int, ...]:
         """Token ids up to the assistant's header. Raises UsageError: the template refuses the turns."""
-        turns = [{"role": m.role, "content": m.content} for m in conversation]
         try:
-            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            return turn_ids(self.tokenizer, conversation)
         except TemplateError as error:
             raise UsageError(
                 f"{self.name}: its chat template refuses the conversation “{_first_words(conversation)}” "
                 f"({error}). Use a model whose template takes these roles."
             ) from error
-        return tuple(ids)
 
     def prompt(self, conversation: Conversation, room: int) -> tuple[int, ...]:
         """As `ids`; `room` tokens must fit behind them, else UsageError."""

@@ -5,9 +5,11 @@ Lengths are explicit everywhere: in many chat models the pad token is the end to
 from `ids != pad` would hide real ends.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from solon.engines.base import Message
 from solon.records import Finish
 
 
@@ -23,6 +25,19 @@ class Encoded:
         return self.prompt + self.answer
 
 
+def turn_ids(tokenizer: Any, conversation: Sequence[Message]) -> tuple[int, ...]:
+    """The token ids of a conversation up to the header of the assistant's turn.
+
+    Models that can think before they answer are asked not to (`enable_thinking`, which other templates do not
+    read): within the tokens that an answer is given, their thoughts would not end. Errors are the template's.
+    """
+    turns = [{"role": message.role, "content": message.content} for message in conversation]
+    ids = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_dict=False, enable_thinking=False
+    )
+    return tuple(ids)
+
+
 class Encoder:
     """Encodes with a tokenizer's own chat template."""
 
@@ -31,9 +46,7 @@ class Encoder:
         self.end = int(tokenizer.eos_token_id)
 
     def prompt(self, text: str) -> tuple[int, ...]:
-        turns = [{"role": "user", "content": text}]
-        ids = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        return tuple(ids)
+        return turn_ids(self._tokenizer, [Message("user", text)])
 
     def encode(self, prompt: str, answer: str, finish: Finish, max_tokens: int) -> Encoded:
         """Cut from the right to `max_tokens` in all; a cut answer loses its end token with its tail."""
