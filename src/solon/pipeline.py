@@ -134,7 +134,7 @@ class Run:
             for shown in ("summary.json", "report.html"):
                 (self.folder / shown).unlink(missing_ok=True)
             self._drop_outdated()
-            write_atomically(self.folder / "recipe.yaml", recipes.dump(self.recipe))
+            write_atomically(self.folder / "recipe.yaml", recipes.dump(_from_anywhere(self.recipe)))
             write_atomically(self.folder / "constitution.yaml", dump(self.constitution))
             events = EventLog(self.folder / "events.jsonl")
             outputs: dict[str, str] = {}
@@ -267,6 +267,20 @@ def _role_sources(recipe: Recipe, base: ModelSource, fetch: bool) -> dict[RoleNa
             known[asked] = role_source(name, role, recipe.model, fetch)
         found[name] = known[asked]
     return found
+
+
+def _from_anywhere(recipe: Recipe) -> Recipe:
+    """The recipe with its models' folders written in full: a run is opened from other places, too."""
+
+    def placed(model: str) -> str:
+        path = Path(model).expanduser()
+        return str(path.resolve()) if model not in ("", embedded.NAME) and path.is_dir() else model
+
+    roles = {name: getattr(recipe, name) for name in get_args(RoleName)}
+    own = {
+        name: role.model_copy(update={"model": placed(role.model)}) for name, role in roles.items() if role
+    }
+    return recipe.model_copy(update={"model": placed(recipe.model), **own})
 
 
 def _constitution_path(recipe: Recipe, beside: Path) -> Path | str:

@@ -8,6 +8,7 @@ import pytest
 
 from solon import store
 from solon.errors import UsageError
+from solon.recipe import load_recipe
 from tests import tiny_run
 
 
@@ -61,3 +62,13 @@ def test_what_needs_no_model_is_checked_before_one_is_fetched(recipe: Path, tmp_
     (recipe.parent / "red_team.jsonl").unlink()
     with pytest.raises(UsageError, match=r"red_team\.jsonl: no such file"):
         tiny_run.open_run(recipe, tmp_path / "run", "model=somebody/a-large-model")
+
+
+def test_a_runs_recipe_names_its_models_folder_from_anywhere(
+    recipe: Path, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model_folder.parent)
+    changes = (f"model={tiny_model_folder.name}", "red_team.written=0")
+    tiny_run.open_run(recipe, tmp_path / "run", *changes).execute("red_team")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(tmp_path / "run" / "recipe.yaml")[0].model == str(tiny_model_folder)

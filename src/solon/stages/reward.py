@@ -262,8 +262,8 @@ def learn(
     loss = soft_bradley_terry(delta_P, p_P)
     torch.autograd.backward(loss)
     norm = optimiser.step(max_norm)
-    agrees = ((delta_P > 0) == (p_P > 0.5)).float().mean()
-    metrics = {"loss": float(loss.detach()), "accuracy": float(agrees), "grad_norm": norm}
+    agrees_P = ((delta_P > 0) == (p_P > 0.5)).float().masked_fill(p_P == 0.5, 0.5)
+    metrics = {"loss": float(loss.detach()), "accuracy": float(agrees_P.mean()), "grad_norm": norm}
     return metrics, sum(len(e.ids) for e in answers)
 
 
