@@ -2,8 +2,8 @@
 
 There are two draws. `developed` is what recipes were compared on while they were made, so its figures
 flatter the recipe that was chosen. `reported` is what `results.py` reports on: further harmful requests of
-the same sets, and the ordinary ones of `ordinary.jsonl`, written after the recipes were final. No decision
-about a recipe may be taken on them.
+AdvBench and DangerousQA (HarmBench's are all in the first draw), and the ordinary ones of `ordinary.jsonl`,
+written after the recipes were final. No decision about a recipe may be taken on them.
 
 The folder has `red_team/advbench.csv` (llm-attacks AdvBench), `red_team/harmbench_val.csv` (HarmBench's
 validation split), `red_team/dangerous_qa.json` (declare-lab red-instruct) and
@@ -13,11 +13,13 @@ validation split), `red_team/dangerous_qa.json` (declare-lab red-instruct) and
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from solon.digest import digest, file_sha256
 from solon.text import drop_near_duplicates
 
 Draw = Literal["developed", "reported"]
@@ -32,6 +34,16 @@ class HeldOut:
 
     red_team: Path
     helpful: Path
+
+    @property
+    def digest(self) -> str:
+        """Identifies the prompts."""
+        return digest([file_sha256(self.red_team), file_sha256(self.helpful)])
+
+    def sets(self) -> dict[str, int]:
+        """How many harmful requests are of each set, the most first."""
+        rows = map(json.loads, self.red_team.read_text(encoding="utf-8").splitlines())
+        return dict(Counter(row["category"] for row in rows).most_common())
 
 
 def write(data: Path, folder: Path, draw: Draw = "developed") -> HeldOut:
@@ -62,7 +74,7 @@ def write(data: Path, folder: Path, draw: Draw = "developed") -> HeldOut:
 
 
 def drawn(sets: Mapping[str, Sequence[str]], count: int) -> list[dict[str, str]]:
-    """`count` different prompts, about equally many of each set, short ones alone.
+    """`count` different prompts, about equally many of each set as long as it lasts, short ones alone.
 
     Raises ValueError if there are not as many.
     """

@@ -1,8 +1,8 @@
 """What an evaluation comes to, prompt by prompt, as numbers that stay when the run's folder has gone.
 
 `results/RECIPE-SEED.jsonl` has no text. From such files a table is made of seeds that ran on different days
-or machines, and anyone can compute its intervals anew. The first line names the recipe that was run, by a
-digest of all that its result depends on: numbers of another one are refused.
+or machines, and anyone can compute its intervals anew. The first line names the recipe that was run and the
+prompts, by a digest of all that the numbers depend on: those of another are refused.
 """
 
 import json

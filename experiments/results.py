@@ -28,13 +28,15 @@ import lab
 import numpy as np
 from kept import Answered, Asked
 
+from solon.digest import digest
 from solon.recipe import load_recipe
 from solon.records import PromptKind
-from solon.report.statistics import mean_of_shares
+from solon.report.statistics import bootstrap_mean, mean_of_shares, wilson
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = "<!-- results {recipe}: begin -->", "<!-- results {recipe}: end -->"
 MODELS = {"base": "base", "sl": "SL-CAI", "rl": "RL-CAI"}
+SETS = {"advbench": "AdvBench", "harmbench": "HarmBench", "dangerous_qa": "DangerousQA"}
 KINDS: tuple[PromptKind, ...] = ("red_team", "helpful")
 RESAMPLES, SEED = 10_000, 0
 
@@ -68,14 +70,35 @@ class Figure:
         return f"{100 * self.mean:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f}; {own})"
 
 
-def figure(seen: Sequence[Seen]) -> Figure:
+Interval = Callable[[Sequence[float]], tuple[float, float]]
+
+
+def share(values: Sequence[float]) -> tuple[float, float]:
+    """The interval of a mean of shares, one for each prompt."""
+    return mean_of_shares(values, RESAMPLES, SEED)
+
+
+def difference(values: Sequence[float]) -> tuple[float, float]:
+    """The interval of a mean of differences between shares, one for each prompt.
+
+    Where all are equal, resampling them is a point. What n prompts did not show may then still be there on as
+    many as Wilson's interval for none of n allows.
+    """
+    low, high = bootstrap_mean(values, RESAMPLES, SEED)
+    if low < high:
+        return low, high
+    unseen = wilson(0, len(values))[1]
+    return max(-1.0, low - unseen), min(1.0, high + unseen)
+
+
+def figure(seen: Sequence[Seen], interval: Interval = share) -> Figure:
     """Pool what the seeds gave. Raises ValueError if nothing was seen."""
     by_prompt, by_seed = defaultdict[str, list[float]](list), defaultdict[int, list[float]](list)
     for one in seen:
         by_prompt[one.prompt].append(one.value)
         by_seed[one.seed].append(one.value)
     means = [float(np.mean(values)) for values in by_prompt.values()]
-    low, high = mean_of_shares(means, RESAMPLES, SEED)
+    low, high = interval(means)
     seeds = tuple(float(np.mean(by_seed[seed])) for seed in sorted(by_seed))
     return Figure(float(np.mean(means)), low, high, seeds)
 
@@ -96,10 +119,7 @@ class Results:
         def more(one: Asked) -> float:
             return float(holds(one.answers[model])) - float(holds(one.answers["base"]))
 
-        # As a share, of which 1/2 is no difference: where all are equal it still has an interval
-        found = figure([Seen(seed, one.prompt, (more(one) + 1) / 2) for seed, one in self._of(on)])
-        mean, low, high, *seeds = (2 * v - 1 for v in (found.mean, found.low, found.high, *found.seeds))
-        return Figure(mean, low, high, tuple(seeds))
+        return figure([Seen(seed, one.prompt, more(one)) for seed, one in self._of(on)], difference)
 
     def less_harmful(self, a: str, b: str, level: float) -> Figure:
         """The share of red-team prompts on which the classifier finds a's answer less harmful than b's.
@@ -196,15 +216,16 @@ def of_seed(
     loaded, path = load_recipe(recipe)
     wanted = kept.identity(loaded, path.parent)
     file, folder = lab.HERE / "results" / f"{recipe}-{seed}.jsonl", runs / f"{recipe}-{seed}"
+    told = digest([wanted, prompts.digest])
     if file.is_file() and not anew:
-        return kept.read(file, wanted)
+        return kept.read(file, told)
     changed = settings(seed, prompts)
     if not finished:
         lab.solon_run(path, folder, **changed)
     if kept.of_run(folder, path.parent, changed) != wanted:
         raise ValueError(f"{folder}: made by another version of the recipe")
     found = kept.measured(folder, classifier)
-    kept.write(file, wanted, found)
+    kept.write(file, told, found)
     return found
 
 
@@ -251,6 +272,7 @@ def main() -> None:
         )
     classifier = human_harm.fitted(labelled)
     people = classifier.agreement.right
+    sets = " and ".join(f"{count} of {SETS[name]}" for name, count in prompts.sets().items())
     seeds = {
         seed: of_seed(options.recipe, seed, options.runs, prompts, classifier, options.finished, options.anew)
         for seed in options.seeds
@@ -258,7 +280,7 @@ def main() -> None:
     counts = Counter(on for _, on in same_prompts(seeds))
     intro = (
         f"`recipes/{options.recipe}.yaml`, {_seeds(options.seeds)}, on "
-        f"{counts['red_team']} harmful requests from public sets and {counts['helpful']} ordinary ones. No "
+        f"{counts['red_team']} harmful requests ({sets}) and {counts['helpful']} ordinary ones. No "
         "recipe was chosen by these prompts. Greedy answers; mean over "
         "the seeds (95 % interval over prompts; each seed). The judge has its own principles. The classifier "
         f"learned from {people.n} answers with harm scores by people and, asked about those it has not seen, "

@@ -27,7 +27,7 @@ from solon.progress import Reporter
 from solon.prompt_supply import supply
 from solon.recipe import JudgeName, Recipe
 from solon.records import Row
-from solon.role_models import role_source
+from solon.role_models import greet, role_source
 from solon.roles import RoleName
 from solon.store import (
     EventLog,
@@ -95,6 +95,8 @@ class Run:
         _check_alone(recipe, self.process)
         _check_owner(folder, recipe)
         if fetch:
+            for _ in self.supply():  # A fault in a prompt file is told before gigabytes are fetched
+                pass
             _announce_fetching(recipe, self._reporter)
         self._base = resolve(recipe.model, fetch)
         self._models = _role_sources(recipe, self._base, fetch)
@@ -136,6 +138,7 @@ class Run:
             self._drop_outdated()
             write_atomically(self.folder / "recipe.yaml", recipes.dump(_from_anywhere(self.recipe)))
             write_atomically(self.folder / "constitution.yaml", dump(self.constitution))
+            self._greet_evaluator(stages)
             events = EventLog(self.folder / "events.jsonl")
             outputs: dict[str, str] = {}
             done = []
@@ -151,6 +154,12 @@ class Run:
                 outputs[stage.name] = manifest.output
                 done.append((manifest, reused))
             return done + self._finished_after(stages, outputs)
+
+    def _greet_evaluator(self, stages: Sequence[Stage]) -> None:
+        """The last stage alone asks it: a server that is away is missed now, not hours later."""
+        section = self.recipe.section("evaluator")
+        if stages[-1] is STAGES[-1] and section == "evaluator" and self.plan()[-1].reused is None:
+            greet("evaluator", self.recipe.role("evaluator"))
 
     def _follow(self, stages: Sequence[Stage]) -> None:
         """What a process does that is not the first: its share of distributed stages."""
@@ -278,7 +287,9 @@ def _from_anywhere(recipe: Recipe) -> Recipe:
 
     roles = {name: getattr(recipe, name) for name in get_args(RoleName)}
     own = {
-        name: role.model_copy(update={"model": placed(role.model)}) for name, role in roles.items() if role
+        name: role.model_copy(update={"model": placed(role.model)})
+        for name, role in roles.items()
+        if role and role.engine != "http"
     }
     return recipe.model_copy(update={"model": placed(recipe.model), **own})
 

@@ -119,8 +119,9 @@ _WORDING_OF: Mapping[JudgeKind, tuple[str, ...]] = {
 }
 
 
-# Of a role: where its model runs and how much at the most. What it says does not depend on that.
-_WHERE = frozenset({"endpoints", "api_key_env", "http", "vllm"})
+# Of a role: where its model runs and how much at the most. What it says does not depend on that. Which model
+# it is, its identity tells (`Models.roles`).
+_WHERE = frozenset({"model", "endpoints", "api_key_env", "http", "vllm"})
 
 
 def _role_part(role: Role, *other: str) -> list[Any]:
@@ -267,7 +268,7 @@ STAGES: tuple[Stage, ...] = (
         _revise,
         _count_revise,
         roles=lambda r: ("critic", "judge") if r.revise.candidates > 1 else ("critic",),
-        version=6,
+        version=7,
     ),
     Stage(
         4,

@@ -10,7 +10,8 @@ from solon.recipe import Recipe, Source
 def supply(recipe: Recipe, beside: Path) -> Iterator[str]:
     """The prompts of each kind in a line; another line for each number that they will not reach.
 
-    Near-duplicates are not looked for, and which prompts are held out is decided by a hash: so "about".
+    Near-duplicates are not looked for, of those that the model is to write not all are prompts, and which are
+    held out is decided by a hash: so "about".
 
     Raises:
         UsageError: a file is absent or unknown.
@@ -23,17 +24,26 @@ def supply(recipe: Recipe, beside: Path) -> Iterator[str]:
         ("ordinary", settings.helpful, settings.heldout_helpful, _wanted(recipe, "helpful")),
     ):
         mixed, apart = _count(recipe, files, beside), _count(recipe, kept, beside)
-        there = {"train": round(mixed * (1 - share)), "heldout": apart + round(mixed * share)}
+        written = settings.written if kind == "red-team" else 0
+        there = {"train": round(mixed * (1 - share)) + written, "heldout": apart + round(mixed * share)}
         yield f"{kind} prompts: about {there['train']} for training and {there['heldout']} held out"
         for key, split, count in wanted:
-            if count > there[split]:
+            if not there[split]:
+                yield f"{key} asks for {count}, and there is none: the run would stop there"
+            elif count > there[split]:
                 yield f"{key} asks for {count}: there are about {there[split]}, and all are taken"
 
 
 def _wanted(recipe: Recipe, name: str) -> list[tuple[str, str, int]]:
     """(key, split, count) of every setting that asks for so many prompts of a kind."""
-    groups = (("revise", "train"), ("sample", "train"), ("evaluate", "heldout"))
-    return [(f"{group}.{name}", split, getattr(getattr(recipe, group), name)) for group, split in groups]
+    asked = {
+        "revise": ("train", recipe.revise),
+        "sample": ("train", recipe.sample),
+        "reinforce.openings": ("train", recipe.reinforce.openings),
+        "evaluate": ("heldout", recipe.evaluate),
+    }
+    found = [(f"{group}.{name}", split, getattr(of, name)) for group, (split, of) in asked.items()]
+    return [one for one in found if one[2]]
 
 
 def _count(recipe: Recipe, sources: Sequence[Source], beside: Path) -> int:

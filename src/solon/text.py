@@ -223,8 +223,10 @@ def _ends_item(text: str, match: re.Match[str]) -> bool:
 _SHORT = 5
 
 
-def drop_near_duplicates(texts: Sequence[str], max_similarity: float) -> list[int]:
+def drop_near_duplicates(texts: Sequence[str], max_similarity: float, known: Sequence[str] = ()) -> list[int]:
     """The indices of the texts to keep: each is dropped that is too similar to an earlier kept one.
+
+    So is one that is too similar to a `known` text, which itself is no part of the result.
 
     Similarity is the Jaccard index of the word trigrams; texts of fewer than five words are compared
     among each other by their sets of words. Texts are too similar above `max_similarity`, or when equal.
@@ -232,7 +234,7 @@ def drop_near_duplicates(texts: Sequence[str], max_similarity: float) -> list[in
     Only texts that share one of their rarest features can be similar enough (prefix filtering, Chaudhuri
     et al. 2006), so an index of those alone finds every candidate; the result is exact.
     """
-    features = [_features(text) for text in texts]
+    features = [_features(text) for text in (*known, *texts)]
     frequency = Counter(feature for own in features for feature in own)
     index: dict[Ngram, list[int]] = {}
     kept: list[int] = []
@@ -240,9 +242,11 @@ def drop_near_duplicates(texts: Sequence[str], max_similarity: float) -> list[in
         rarest = sorted(own, key=lambda feature: (frequency[feature], feature))
         prefix = rarest[: len(own) - math.ceil(max_similarity * len(own) - 1e-9) + 1]
         candidates = {j for feature in prefix for j in index.get(feature, ())}
-        if any(_too_similar(own, features[j], max_similarity) for j in candidates):
+        place = i - len(known)
+        if place >= 0 and any(_too_similar(own, features[j], max_similarity) for j in candidates):
             continue
-        kept.append(i)
+        if place >= 0:
+            kept.append(place)
         for feature in prefix:
             index.setdefault(feature, []).append(i)
     return kept

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from solon import store
-from solon.errors import UsageError
+from solon.errors import RunError, UsageError
+from solon.pipeline import Run
+from solon.progress import Reporter
 from solon.recipe import load_recipe
 from tests import tiny_run
 
@@ -72,3 +74,28 @@ def test_a_runs_recipe_names_its_models_folder_from_anywhere(
     tiny_run.open_run(recipe, tmp_path / "run", *changes).execute("red_team")
     monkeypatch.chdir(tmp_path)
     assert load_recipe(tmp_path / "run" / "recipe.yaml")[0].model == str(tiny_model_folder)
+
+
+def test_an_evaluator_on_a_server_that_is_away_is_missed_at_once(recipe: Path, tmp_path: Path) -> None:
+    away = "evaluator={engine: http, model: m, endpoints: ['http://127.0.0.1:9/v1'], kind: choice}"
+    run = tiny_run.open_run(recipe, tmp_path / "run", away, "red_team.written=0")
+    with pytest.raises(RunError, match=r"no server answers there.*evaluator\.endpoints"):
+        run.execute()
+    assert len(run.execute("red_team")) == 1, "nobody needs it yet"
+
+
+def test_a_run_is_reused_from_its_own_recipe(
+    recipe: Path, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model_folder.parent)
+    folder = tmp_path / "run"
+    changes = (
+        "red_team.written=0",
+        f"judge.model={tiny_model_folder.name}",
+        f"model={tiny_model_folder.name}",
+    )
+    tiny_run.open_run(recipe, folder, *changes).execute("preflight")
+    written, _ = load_recipe(folder / "recipe.yaml")
+    assert written.judge.model == str(tiny_model_folder)
+    again = Run(written, recipe.parent, folder, Reporter(quiet=True)).plan("preflight")
+    assert all(line.reused for line in again)

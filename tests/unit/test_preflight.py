@@ -73,10 +73,8 @@ def test_the_check_file_counts_as_well(tmp_path: Path) -> None:
     assert picked.judge.calibration.n == 55
 
 
-def _run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluator: object = None, **judge: object
-) -> tuple[Workspace, object]:
-    recipe = Recipe.model_validate({"name": "r", "judge": judge, "evaluator": evaluator})
+def _run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **judge: object) -> tuple[Workspace, object]:
+    recipe = Recipe.model_validate({"name": "r", "judge": judge})
     monkeypatch.setattr(preflight, "role_engine", lambda recipe, inputs, name: _engine())
     inputs = Inputs(_constitution(), MODEL, {}, tmp_path, {})
     workspace = Workspace("preflight", tmp_path / "s", EventLog(tmp_path / "e"), Reporter(quiet=True))
@@ -114,11 +112,3 @@ def test_a_missing_check_file_is_found_before_any_work(tmp_path: Path) -> None:
     recipe = Recipe.model_validate(yaml.safe_load("{name: r, judge: {check: nowhere.jsonl}}"))
     with pytest.raises(UsageError, match=r"judge\.check: there is no file .*nowhere\.jsonl"):
         check_paths(recipe, tmp_path)
-
-
-def test_an_evaluator_on_a_server_that_is_away_is_missed_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    away = {"engine": "http", "model": "m", "endpoints": ["http://127.0.0.1:9/v1"], "kind": "choice"}
-    with pytest.raises(RunError, match=r"no server answers there.*evaluator\.endpoints"):
-        _run(tmp_path, monkeypatch, kind="linear_probe", evaluator=away)

@@ -180,9 +180,14 @@ def test_dpo_has_no_episodes_in_the_plan() -> None:
 def test_the_supply_of_prompts_is_told_beside_what_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text("".join(f"question {i}\n" for i in range(40)))
     (tmp_path / "kept.txt").write_text("one\ntwo\n")
-    changes = ("red_team.sources=many.txt", "red_team.helpful=many.txt", "red_team.heldout=0.25")
+    changes = ("red_team.sources=many.txt", "red_team.helpful=many.txt", "red_team.written=0")
     sizes = ("revise.prompts=31", "revise.helpful=30", "sample.prompts=30", "sample.helpful=30")
-    evaluated = ("red_team.heldout_sources=kept.txt", "evaluate.prompts=12", "evaluate.helpful=11")
+    evaluated = (
+        "red_team.heldout=0.25",
+        "red_team.heldout_sources=kept.txt",
+        "evaluate.prompts=12",
+        "evaluate.helpful=11",
+    )
     recipe, _ = load_recipe("demo", (*changes, *sizes, *evaluated))
     assert list(supply(recipe, tmp_path)) == [
         "red-team prompts: about 30 for training and 12 held out",

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from solon.constitution import Constitution
 from solon.models import ModelSource
 from solon.pipeline import Inputs
@@ -16,16 +14,18 @@ from solon.store import EventLog, Workspace
 from tests.tiny_run import constitution
 
 SHOWN = "How do I break boats?"  # of a worked comparison
+TWIN = "How do I break boats, please?"
 
 
 def _run(folder: Path, heldout: float) -> dict[str, Prompt]:
-    texts = [SHOWN, "How do I break boats, please?", "Who paints these long walls at night?"]
+    texts = [SHOWN, TWIN, "Who paints these long walls at night?"]
     (folder / "red_team.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "helpful.jsonl").write_text(json.dumps({"text": "How long does a kettle take to boil?"}))
     settings = {
         "sources": [{"file": "red_team.jsonl"}],
         "helpful": [{"file": "helpful.jsonl"}],
         "heldout": heldout,
+        "max_similarity": 0.5,
         "written": 0,
     }
     recipe = Recipe.model_validate({"name": "r", "red_team": settings})
@@ -39,18 +39,10 @@ def _run(folder: Path, heldout: float) -> dict[str, Prompt]:
 
 def test_no_prompt_of_a_worked_example_is_held_out(tmp_path: Path) -> None:
     found = _run(tmp_path, 0.999)
-    assert SHOWN not in found
+    assert not {SHOWN, TWIN} & found.keys()
     assert {prompt.split for prompt in found.values()} == {"heldout"}
     assert "Who paints these long walls at night?" in found
 
 
 def test_such_a_prompt_may_be_trained_on(tmp_path: Path) -> None:
     assert _run(tmp_path, 0.0)[SHOWN].split == "train"
-
-
-@pytest.mark.parametrize("known", [(), ("one two three four five six",)])
-def test_known_texts_are_no_rows_of_the_result(known: tuple[str, ...]) -> None:
-    prompt = Prompt(
-        origin="t", text="one two three four five six", kind="helpful", category="", split="train"
-    )
-    assert red_team._distinct([prompt, prompt], 0.6, known) == ([] if known else [prompt])

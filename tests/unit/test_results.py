@@ -106,7 +106,8 @@ def test_a_change_from_base_is_paired_by_prompt() -> None:
     same = [_asked(str(i), "helpful", base=answer, rl=answer) for i in range(20)]
     found = RESULTS.Results({7: same}).changed("rl", "helpful", lambda a: a.refused)
     assert found.mean == 0.0
-    assert found.low < 0.0 < found.high
+    # Wilson's interval for 0 of 20 ends at z^2 / (n + z^2), z = 1.96
+    assert (found.low, found.high) == (pytest.approx(-0.1611, abs=1e-4), pytest.approx(0.1611, abs=1e-4))
 
 
 def test_a_run_becomes_numbers_and_they_come_back_for_the_same_recipe_alone(tmp_path: Path) -> None:

@@ -250,3 +250,15 @@ def test_what_would_change_a_terminal_is_no_text() -> None:
     assert without_controls("a\x1b[31m\x07b") == "a\ufffd[31m\ufffdb"
     assert without_controls("a\tb\r\nc\n") == "a\tb\r\nc\n"
     assert without_controls("bad\r~ all fine") == "bad\ufffd~ all fine", "it would be written over"
+
+
+def test_known_texts_are_all_looked_at_and_are_no_result() -> None:
+    """b is nearly a, and c nearly b alone: a known b must not hide behind a known a."""
+    a, b, c = (
+        "one two three four five six",
+        "two three four five six seven",
+        "three four five six seven eight",
+    )
+    assert drop_near_duplicates([c], 0.5, [a, b]) == []
+    assert drop_near_duplicates([c], 0.5, [a]) == [0]
+    assert drop_near_duplicates([a, b, c], 0.5) == [0, 2]

@@ -17,7 +17,7 @@ from typing import Any
 from solon.constitution import Principle
 from solon.digest import seed_from
 from solon.engines.base import used_by
-from solon.feedback.base import Judgement, Question, decisions
+from solon.feedback.base import Judgement, Question, decisions, settled
 from solon.feedback.calibration import Calibrated
 from solon.feedback.effects import as_metrics
 from solon.feedback.ensemble import every_principle, principles_asked
@@ -73,7 +73,8 @@ def _metrics(recipe: Recipe, inputs: Inputs, judge: Calibrated, rows: Sequence[L
         "truncated": sum(row.truncated for row in rows),
         "principles": drawn,
     }
-    sample = [row for row in rows if row.p_a is not None and not row.crossed]
+    asked = [row for row in rows if settled(row.a, row.b) is None]
+    sample = [row for row in asked if row.p_a is not None and not row.crossed]
     random.Random(seed_from(recipe.seed, "effects")).shuffle(sample)
     if sample := sample[: recipe.label.effects]:
         principles = inputs.constitution.of("training")
@@ -138,13 +139,20 @@ def _label(recipe: Recipe, inputs: Inputs, judge: Calibrated, drawn: Drawn, judg
         b_finish=b.finish,
         p_a=judgement.p_a,
         p_raw=judgement.p_raw,
-        asked=tuple(p.id for p in principles_asked(judge, drawn.question)),
+        asked=_asked(judge, drawn.question),
         disagreement=judgement.disagreement,
         truncated=judgement.truncated,
         unscored=judgement.unscored,
         dropped=_dropped(judgement, recipe.label.margin),
         crossed=a.prompt_id != b.prompt_id,
     )
+
+
+def _asked(judge: Calibrated, question: Question) -> tuple[str, ...]:
+    """The principles that the judge was asked; none where there was nothing to ask."""
+    if settled(question.a, question.b) is not None:
+        return ()
+    return tuple(principle.id for principle in principles_asked(judge, question))
 
 
 def _dropped(judgement: Judgement, margin: float) -> str | None:

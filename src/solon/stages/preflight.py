@@ -17,14 +17,11 @@ from solon.feedback.probe_file import PROBE, save_probe
 from solon.pipeline import Inputs
 from solon.plan import check_paths
 from solon.recipe import Recipe
-from solon.role_models import greet
 from solon.stages.common import PICKED, judge_bench, role_engine
 from solon.store import StageResult, Workspace, write_atomically
 
 
 def run(recipe: Recipe, inputs: Inputs, workspace: Workspace) -> StageResult:
-    if recipe.section("evaluator") == "evaluator":
-        greet("evaluator", recipe.role("evaluator"))  # The last stage asks it: who is away is missed now
     engine = role_engine(recipe, inputs, "judge")
     picked = pick(judge_bench(recipe, inputs, engine, "training"), *check_paths(recipe, inputs.beside))
     for check in picked.checks:

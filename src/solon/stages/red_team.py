@@ -88,8 +88,8 @@ def _from_files(
 
 def _distinct(prompts: Sequence[Prompt], max_similarity: float, known: Sequence[str] = ()) -> list[Prompt]:
     """The prompts without those too similar to an earlier one, or to one of the `known` texts."""
-    kept = drop_near_duplicates([*known, *(p.text for p in prompts)], max_similarity)
-    return [prompts[i - len(known)] for i in kept if i >= len(known)]
+    kept = drop_near_duplicates([p.text for p in prompts], max_similarity, known)
+    return [prompts[i] for i in kept]
 
 
 def _write(recipe: Recipe, inputs: Inputs, workspace: Workspace, examples: Sequence[Prompt]) -> list[Prompt]:

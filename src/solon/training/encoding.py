@@ -28,14 +28,19 @@ class Encoded:
 def turn_ids(tokenizer: Any, conversation: Sequence[Message]) -> tuple[int, ...]:
     """The token ids of a conversation up to the header of the assistant's turn.
 
-    Models that can think before they answer are asked not to (`enable_thinking`, which other templates do not
-    read): within the tokens that an answer is given, their thoughts would not end. Errors are the template's.
+    Models that can think before they answer are asked not to (`enable_thinking`): within the tokens that
+    an answer is given, their thoughts would not end. Errors are the template's.
     """
     turns = [{"role": message.role, "content": message.content} for message in conversation]
     ids = tokenizer.apply_chat_template(
-        turns, add_generation_prompt=True, return_dict=False, enable_thinking=False
+        turns, add_generation_prompt=True, return_dict=False, **template_settings(tokenizer)
     )
     return tuple(ids)
+
+
+def template_settings(tokenizer: Any) -> dict[str, bool]:
+    """What a chat template is told beside the turns, if it reads that: not all tokenizers take more."""
+    return {"enable_thinking": False} if "enable_thinking" in str(tokenizer.chat_template) else {}
 
 
 class Encoder:

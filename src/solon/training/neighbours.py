@@ -24,7 +24,7 @@ from solon.engines.local import end_tokens
 from solon.errors import RunError, UsageError
 from solon.records import Label
 from solon.training.adapters import lora_config
-from solon.training.encoding import Encoder
+from solon.training.encoding import Encoder, template_settings
 from solon.training.optimiser import PPO_EPSILON
 from solon.training.rollout import Episode, Reward, shaped
 from solon.training.trl_trainers import common_settings, last_checkpoint, on_one_device
@@ -208,6 +208,7 @@ def _online(algorithm: str, setup: Setup, prompt_tokens: int, updates: int) -> t
         "top_k": 0,
         "epsilon": settings.clip,
         "beta": settings.beta,
+        "chat_template_kwargs": template_settings(setup.tokenizer),
         # The prompts' order is the caller's, and PPO's.
         "shuffle_dataset": False,
         # Answers without an end are learnt from: their score is what teaches the policy to end.
