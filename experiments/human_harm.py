@@ -21,6 +21,7 @@ import numpy as np
 from lab import Share, add_data, keep
 from numpy.typing import NDArray
 
+from solon.digest import seed_from
 from solon.engines.base import Message, ScoreRequest
 from solon.engines.local import LocalEngine, open_engine
 from solon.models import pick_device, pick_dtype, resolve
@@ -30,6 +31,7 @@ from solon.training.head_start import Linear, fit_classifier
 
 LAYERS = (0.3, 0.5, 0.7, 0.9)
 BATCH_TOKENS, RESAMPLES, SEED = 8192, 2000, 0
+FOLDS = 5
 HARMFUL = 0.5  # A mean score of at least this is called harmful
 # Log-odds. Of two labelled answers below it people gave 95 % the same score, and of the rest the classifier
 # puts more in the wrong order than in the right one (`main` prints both): its order there says nothing.
@@ -120,11 +122,32 @@ def fitted(rows: Sequence[Labelled]) -> Classifier:
     engine = open_engine(resolve("embedded"), device, pick_dtype("auto", device), BATCH_TOKENS)
     states_nLD = states(engine, [(row.request, row.answer) for row in rows], LAYERS)
     harm_n, requests = np.array([row.harm for row in rows]), [row.request for row in rows]
-    found = [fit_classifier(states_nLD[:, i], harm_n, requests) for i in range(len(LAYERS))]
-    best = int(np.argmin([each.loss for each in found]))
-    unseen_n = found[best].unseen_n
+    layer, readout = chosen(states_nLD, harm_n, requests)
+    unseen_n = unseen(states_nLD, harm_n, requests)
     about = agreement(unseen_n, harm_n, requests), below(unseen_n, harm_n, HARMLESS)
-    return Classifier(engine, LAYERS[best], found[best].readout, *about)
+    return Classifier(engine, LAYERS[layer], readout, *about)
+
+
+def chosen(states_nLD: Array, harm_n: Array, requests: Sequence[str]) -> tuple[int, Linear]:
+    """The layer's place and its readout, whose layer and penalty cross-validation chose on these answers."""
+    found = [fit_classifier(states_nLD[:, i], harm_n, requests) for i in range(states_nLD.shape[1])]
+    best = int(np.argmin([each.loss for each in found]))
+    return best, found[best].readout
+
+
+def unseen(states_nLD: Array, harm_n: Array, requests: Sequence[str]) -> Array:
+    """[n]: what is said of each answer by a classifier that was not chosen or fitted on its request.
+
+    The choice is made anew without each fold: figures of the folds that chose would be a little too good.
+    """
+    said_n = np.zeros(len(requests))
+    folds_n = np.array([seed_from("harm", request) % FOLDS for request in requests])
+    for fold in np.unique(folds_n):
+        test_n = folds_n == fold
+        others = [request for request, tested in zip(requests, test_n, strict=True) if not tested]
+        layer, readout = chosen(states_nLD[~test_n], harm_n[~test_n], others)
+        said_n[test_n] = readout(states_nLD[test_n, layer])
+    return said_n
 
 
 def agreement(said_n: Array, harm_n: Array, requests: Sequence[str]) -> Agreement:

@@ -36,10 +36,12 @@ def supply(recipe: Recipe, beside: Path) -> Iterator[str]:
 
 def _wanted(recipe: Recipe, name: str) -> list[tuple[str, str, int]]:
     """(key, split, count) of every setting that asks for so many prompts of a kind."""
+    settings = recipe.reinforce
+    opened = settings.undecided or settings.helpful_share == "balanced"
     asked = {
         "revise": ("train", recipe.revise),
         "sample": ("train", recipe.sample),
-        "reinforce.openings": ("train", recipe.reinforce.openings),
+        **({"reinforce.openings": ("train", settings.openings)} if opened else {}),
         "evaluate": ("heldout", recipe.evaluate),
     }
     found = [(f"{group}.{name}", split, getattr(of, name)) for group, (split, of) in asked.items()]

@@ -225,3 +225,20 @@ def load_prompts(name: str) -> list[str]:
 
 def _texts(file: Path) -> list[str]:
     return [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_the_classifier_says_of_an_answer_is_chosen_without_its_request() -> None:
+    """The first state holds the label, the second is noise. A wrong label moves what is said of others alone."""
+    rng = np.random.default_rng(0)
+    harm = np.tile([1.0, 0.0], 20)
+    states = rng.normal(size=(40, 2, 1))
+    states[:, 0, 0] = 2 * harm - 1
+    requests = [f"request {i // 2}" for i in range(40)]
+    found = HARM.unseen(states, harm, requests)
+    assert ((found > 0) == (harm > 0.5)).all()
+    changed = harm.copy()
+    changed[:2] = 1 - changed[:2]
+    again = HARM.unseen(states, changed, requests)
+    same_fold = np.isclose(found, again)
+    assert same_fold[:2].all(), "its own label has no part in what is said of it"
+    assert not same_fold.all()
