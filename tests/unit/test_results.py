@@ -228,7 +228,7 @@ def _texts(file: Path) -> list[str]:
 
 
 def test_what_the_classifier_says_of_an_answer_is_chosen_without_its_request() -> None:
-    """The first state holds the label, the second is noise. A wrong label moves what is said of others alone."""
+    """The first state holds the label, the second is noise; a wrong label moves what is said of others."""
     rng = np.random.default_rng(0)
     harm = np.tile([1.0, 0.0], 20)
     states = rng.normal(size=(40, 2, 1))
