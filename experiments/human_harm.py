@@ -21,17 +21,15 @@ import numpy as np
 from lab import Share, add_data, keep
 from numpy.typing import NDArray
 
-from solon.digest import seed_from
 from solon.engines.base import Message, ScoreRequest
 from solon.engines.local import LocalEngine, open_engine
 from solon.models import pick_device, pick_dtype, resolve
 from solon.refusal import is_refusal
 from solon.report.statistics import bootstrap_ratio
-from solon.training.head_start import Linear, fit_classifier
+from solon.training.head_start import Linear, fit_classifier, fold_tests
 
 LAYERS = (0.3, 0.5, 0.7, 0.9)
 BATCH_TOKENS, RESAMPLES, SEED = 8192, 2000, 0
-FOLDS = 5
 HARMFUL = 0.5  # A mean score of at least this is called harmful
 # Log-odds. Of two labelled answers below it people gave 95 % the same score, and of the rest the classifier
 # puts more in the wrong order than in the right one (`main` prints both): its order there says nothing.
@@ -141,9 +139,7 @@ def unseen(states_nLD: Array, harm_n: Array, requests: Sequence[str]) -> Array:
     The choice is made anew without each fold: figures of the folds that chose would be a little too good.
     """
     said_n = np.zeros(len(requests))
-    folds_n = np.array([seed_from("harm", request) % FOLDS for request in requests])
-    for fold in np.unique(folds_n):
-        test_n = folds_n == fold
+    for test_n in fold_tests(requests, "harm"):
         others = [request for request, tested in zip(requests, test_n, strict=True) if not tested]
         layer, readout = chosen(states_nLD[~test_n], harm_n[~test_n], others)
         said_n[test_n] = readout(states_nLD[test_n, layer])

@@ -94,10 +94,9 @@ class Run:
         _check_fit(recipe, self.constitution)
         _check_alone(recipe, self.process)
         _check_owner(folder, recipe)
-        if fetch:
-            for _ in self.supply():  # A fault in a prompt file is told before gigabytes are fetched
-                pass
-            _announce_fetching(recipe, self._reporter)
+        if fetch and (missing := _not_here(recipe)):
+            list(self.supply())  # A fault in a prompt file is told before gigabytes are fetched
+            _announce_fetching(missing, self._reporter)
         self._base = resolve(recipe.model, fetch)
         self._models = _role_sources(recipe, self._base, fetch)
 
@@ -254,15 +253,19 @@ def _stages(until: str | None) -> tuple[Stage, ...]:
     return STAGES[: BY_NAME[until].number]
 
 
-def _announce_fetching(recipe: Recipe, reporter: Reporter) -> None:
-    """Say which models are fetched now: a large one takes long, and the libraries' own bars are off."""
+def _not_here(recipe: Recipe) -> list[str]:
+    """The models of the recipe that have to be fetched."""
     roles = (recipe.role(name) for name in get_args(RoleName))
     named = [recipe.model, *(role.model for role in roles if role.model and role.engine != "http")]
-    for name in dict.fromkeys(named):
-        if not is_here(name):
-            size = "98 MB, once" if name == embedded.NAME else "once; a large one takes long"
-            told = f"the embedded model {embedded.TITLE}" if name == embedded.NAME else f"the model {name}"
-            reporter.say(f"Fetching {told} ({size}).")
+    return [name for name in dict.fromkeys(named) if not is_here(name)]
+
+
+def _announce_fetching(names: Sequence[str], reporter: Reporter) -> None:
+    """Say which models are fetched now: a large one takes long, and the libraries' own bars are off."""
+    for name in names:
+        size = "98 MB, once" if name == embedded.NAME else "once; a large one takes long"
+        told = f"the embedded model {embedded.TITLE}" if name == embedded.NAME else f"the model {name}"
+        reporter.say(f"Fetching {told} ({size}).")
 
 
 def _role_sources(recipe: Recipe, base: ModelSource, fetch: bool) -> dict[RoleName, ModelSource]:

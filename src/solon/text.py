@@ -242,14 +242,12 @@ def drop_near_duplicates(texts: Sequence[str], max_similarity: float, known: Seq
         rarest = sorted(own, key=lambda feature: (frequency[feature], feature))
         prefix = rarest[: len(own) - math.ceil(max_similarity * len(own) - 1e-9) + 1]
         candidates = {j for feature in prefix for j in index.get(feature, ())}
-        place = i - len(known)
-        if place >= 0 and any(_too_similar(own, features[j], max_similarity) for j in candidates):
+        if i >= len(known) and any(_too_similar(own, features[j], max_similarity) for j in candidates):
             continue
-        if place >= 0:
-            kept.append(place)
+        kept.append(i)
         for feature in prefix:
             index.setdefault(feature, []).append(i)
-    return kept
+    return [i - len(known) for i in kept if i >= len(known)]
 
 
 def _features(text: str) -> set[Ngram]:

@@ -212,7 +212,7 @@ class HttpEngine:
         return Score(tuple(logprobs), prompt_tokens=len(before))
 
     def _ask(self, path: str, body: dict[str, Any], read: Callable[[dict[str, Any]], Result]) -> Result:
-        if path == _CHAT and self._settings.template:
+        if self._settings.template:  # The chat interface alone has one
             body = {**body, "chat_template_kwargs": self._settings.template}
         return self._client.post(path, {"model": self._model, **body}, read, int(body["max_tokens"]))
 

@@ -121,7 +121,7 @@ def fit_classifier(x_nD: Array, p_n: Array, prompts: Sequence[str]) -> Classifie
 
     l2 = _best(prompts, losses)
     unseen_n = np.zeros(len(prompts))
-    for test_n in _tests(prompts):
+    for test_n in fold_tests(prompts, "head"):
         [(weight_D, bias)] = classify_path(x_nD[~test_n], [l2], p_n[~test_n])
         unseen_n[test_n] = x_nD[test_n] @ weight_D + bias
     [(weight_D, bias)] = classify_path(x_nD, [l2], p_n)
@@ -133,12 +133,12 @@ def _best(prompts: Sequence[str], losses: Callable[[NDArray[np.bool_]], Array]) 
 
     The strongest where all rows are in one fold, and none would be left to fit on.
     """
-    found = [losses(test_n) for test_n in _tests(prompts)]
+    found = [losses(test_n) for test_n in fold_tests(prompts, "head")]
     return _L2[int(np.argmin(np.sum(found, axis=0)))] if found else _L2[-1]
 
 
-def _tests(prompts: Sequence[str]) -> list[NDArray[np.bool_]]:
-    """Which rows each fold tests, others being left; rows of one prompt are in one fold."""
-    folds_n = np.array([seed_from("head", prompt) % _FOLDS for prompt in prompts])
+def fold_tests(prompts: Sequence[str], draw: str) -> list[NDArray[np.bool_]]:
+    """Which rows each fold of a `draw` tests, others being left; rows of one prompt are in one fold."""
+    folds_n = np.array([seed_from(draw, prompt) % _FOLDS for prompt in prompts])
     folds = np.unique(folds_n)
     return [folds_n == fold for fold in folds] if len(folds) > 1 else []
